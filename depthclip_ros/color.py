@@ -17,7 +17,7 @@ from .core.files import printable
 from .core.opencv import cv2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 Picture = NDArray[np.uint8]
 
@@ -112,16 +112,11 @@ def bins_scale(span: tuple[float, float], ratio: float = 1.0, colormap: str = VI
     return Scale(low * ratio, high * ratio, colormap)
 
 
-def depth_scale(depth: NDArray[np.floating[Any]], colormap: str = VIRIDIS) -> Scale:
+def depth_scale(depths: Iterable[NDArray[np.floating[Any]]], colormap: str = VIRIDIS) -> Scale:
     """Scale of nearly all known depth of a run, 2 to 98 % of it."""
-    known = depth[np.isfinite(depth) & (depth > 0)]
+    known = np.concatenate([np.empty(0), *(d[np.isfinite(d) & (d > 0)] for d in depths)])
     low, high = (float(v) for v in np.percentile(known, (2, 98))) if known.size else (1.0, 2.0)
     return Scale(low, max(high, 1.05 * low), colormap)
-
-
-def metres_text(metres: float) -> str:
-    """Depth as a label: two decimals, one from 10 m on, no zeros behind."""
-    return f'{round(metres, 2 if metres < 10 else 1):g} m'
 
 
 def color_bar(scale: Scale, height: int, median: float = math.nan) -> Picture:
@@ -134,7 +129,7 @@ def color_bar(scale: Scale, height: int, median: float = math.nan) -> Picture:
         row = margin + round((1 - scale.share(metres)) * (length - 1))
         if metres == median:
             bar[max(0, row - 1):row + 2, :across + 4] = FOREGROUND
-        put_text(bar, metres_text(metres), (across + 6, row + 5), 0.48,
+        put_text(bar, f'{round(metres, 2):g} m', (across + 6, row + 5), 0.48,
                  thickness=2 if metres == median else 1)
     return bar
 

@@ -25,19 +25,11 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; a `warning` stands out."""
+    """A paragraph; a `warning` stands out, and what a `badge` ('yes', 'no', 'open') judges."""
 
     text: str
     warning: bool = False
-
-
-@dataclass(frozen=True)
-class Badge:
-    """A question, its answer ('yes', 'no', or anything else for neither), and why."""
-
-    question: str
-    answer: str
-    why: str = ''
+    badge: str = ''
 
 
 class Strong(str):
@@ -87,7 +79,7 @@ class Picture:
     file: str
 
 
-Block = Heading | Text | Badge | Table | Picture
+Block = Heading | Text | Table | Picture
 
 
 def to_html(blocks: Sequence[Block], footer: str = '') -> str:
@@ -115,9 +107,6 @@ def to_markdown(blocks: Sequence[Block]) -> str:
             parts.append(f'{"#" * block.level} {escape(block.text)}')
         elif isinstance(block, Text):
             parts.append('> **Warning:** ' * block.warning + escape(block.text))
-        elif isinstance(block, Badge):
-            parts.append(f'**{escape(block.question)}: {escape(block.answer)}.** '
-                         f'{escape(block.why)}'.rstrip())
         elif isinstance(block, Picture):
             parts.append(f'![{escape(block.title)}]({block.file})\n\n'
                          f'**{escape(block.title)}.** {escape(block.caption)}')
@@ -140,8 +129,6 @@ def to_terminal(blocks: Sequence[Block]) -> str:
         elif isinstance(block, Text):
             text = f'Warning: {block.text}' if block.warning else block.text
             parts.append(textwrap.fill(text, width) if width else text)
-        elif isinstance(block, Badge):
-            parts.append(f'{block.question}: {block.answer}. {block.why}'.rstrip())
         elif isinstance(block, Table):
             lines = [block.header, *block.rows]
             widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

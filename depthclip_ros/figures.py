@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from msgspec import Struct
 
-from .color import UNKNOWN, Scale, median_of, metres_text
+from .color import UNKNOWN, Scale, depth_scale, median_of
 from .core.errors import DepthClipError
 from .core.files import atomic, printable
 from .core.opencv import cv2
@@ -47,10 +47,10 @@ QUANTILES = (0.05, 0.35, 0.65, 0.95)  # of the depth, where patches are taken
 #: Captions of `predictions` and of `responses` at `spots_of`.
 PREDICTIONS = (
     'As in the paper’s Figure 5, cropped to what the network sees. One colour scale of depth for '
-    'all rows, even in its logarithm, near is bright; it spans all predictions and 98 % of the '
-    'ground truth, and the label between its ends is the median of the row’s. The error is '
-    'prediction minus ground truth; its scale spans 98 % of its sizes, red is too far. An arrow '
-    'on a scale: there are values beyond it. Grey: not known, not counted.')
+    'all rows, even in its logarithm, near is bright; it spans 96 % of all that is shown, and is '
+    'labelled at the median of the row’s truth. The error is prediction minus ground truth; its '
+    'scale spans 98 % of its sizes, red is too far. An arrow on a scale: there are values '
+    'beyond it. Grey: not known, not counted.')
 RESPONSES = (
     'As in the paper’s Figure 4. The patches are not picked by hand: they are at 5, 35, 65 and '
     '95 % of the true depth, of those where half of the pixels have one, else of the predicted. '
@@ -188,7 +188,7 @@ def predictions(
         largest = max(float(np.percentile(sizes, 98)), 1e-3) if sizes.size else 1.0
         _depth(panels[0], sample.depth, scale, 'Prediction')
         truth = _depth(panels[1], sample.truth, scale, 'Ground truth')
-        _depth_bar(part, truth, [photo, *panels[:2]], scale, sample.truth)
+        _bar(part, truth, [photo, *panels[:2]], 'depth (m)', sample.truth, scale)
         _bar(part, _map(panels[2], error, 'RdBu_r', Normalize(-largest, largest), 'Error'),
              panels[2:], 'error (m)', error)
         numbers = '   '.join(text.format(sample.metrics[m])
@@ -261,15 +261,8 @@ def quantile(edges: NDArray[np.float64], values: NDArray[np.float64], share: flo
 
 
 def scale_of(samples: Sequence[Sample]) -> Scale:
-    """One colour scale of a run's images: all predictions and 98 % of the ground truth."""
-    ends = []
-    for depths, shares in (([s.depth for s in samples], (0, 100)),
-                           ([s.truth for s in samples], (1, 99))):
-        known_ = np.concatenate([np.empty(0), *(d[np.isfinite(d) & (d > 0)] for d in depths)])
-        ends += [float(end) for end in np.percentile(known_, shares)] if known_.size else []
-    ends = ends or [1.0, 2.0]
-    low = min(ends)
-    return Scale(low, max(*ends, 1.05 * low))
+    """One colour scale of a run's images, predictions and ground truth."""
+    return depth_scale(depth for sample in samples for depth in (sample.depth, sample.truth))
 
 
 # Responses of the words --------------------------------------------------------------------------
@@ -295,7 +288,8 @@ def responses(
     left, right = parts[0].subplots(1, 2)
     _photo(left, sample, title)
     scale = scale or scale_of([sample])
-    _depth_bar(parts[0], _depth(right, sample.depth, scale, 'depth'), [right], scale, sample.depth)
+    _bar(parts[0], _depth(right, sample.depth, scale, 'depth'), [right], 'depth (m)', sample.depth,
+         scale)
     charts = parts[1].subplots(1, max(1, len(spots)), sharex=True, sharey=True, squeeze=False)[0]
     height, width = sample.rgb.shape[0] / rows, sample.rgb.shape[1] / columns
     for axes, ((row, column), said), color, letter in zip(
@@ -405,24 +399,20 @@ def _depth(axes: Axes, depth: Float32, scale: Scale, title: str) -> Any:
     return _map(axes, depth, f'{scale.colormap}_r', LogNorm(scale.low, scale.high), title)
 
 
-def _bar(figure: Any, image: Any, panels: Any, label: str, values: Float32, ticks: Any = None,
-         ) -> Any:
-    """Draw a scale with its unit beside the panels, with arrows where values are beyond it."""
+def _bar(
+    figure: Any, image: Any, panels: Any, label: str, values: Float32, scale: Scale | None = None,
+) -> None:
+    """Draw a scale with its unit beside the panels, with arrows where values are beyond it.
+
+    That of depth is labelled at its ends and at the values' median.
+    """
     finite, (low, high) = values[np.isfinite(values)], image.get_clim()
     extend = {(False, False): 'neither', (True, False): 'min', (False, True): 'max',
               (True, True): 'both'}[bool((finite < low).any()), bool((finite > high).any())]
     bar = figure.colorbar(image, ax=list(panels), aspect=12, pad=0.02, extend=extend,
-                          extendfrac=0.05, ticks=ticks or MaxNLocator(5), label=label)
+                          extendfrac=0.05, ticks=MaxNLocator(5), label=label)
     bar.outline.set_linewidth(0.5)
-    return bar
-
-
-def _depth_bar(figure: Any, image: Any, panels: Any, scale: Scale, depth: Float32) -> None:
-    """Draw a scale of depth, labelled in metres at its ends and at the median."""
-    median = median_of(depth)
-    ticks = scale.ticks(median)
-    bar = _bar(figure, image, panels, 'depth (m)', depth, ticks)
-    bar.minorticks_off()
-    bar.set_ticks(ticks, labels=[metres_text(tick).removesuffix(' m') for tick in ticks])
-    for tick, label in zip(ticks, bar.ax.get_yticklabels(), strict=True):
-        label.set_weight('bold' if tick == median else 'normal')
+    if scale:
+        ticks = scale.ticks(median_of(values))
+        bar.minorticks_off()
+        bar.set_ticks(ticks, labels=[f'{round(tick, 2):g}' for tick in ticks])

@@ -109,7 +109,7 @@ def draw(
     photo = _photo(rgb, prediction, colors)
     across = _PANEL - 3 * GAP - BAR_WIDTH
     zoom = across / max(prediction.image_size)
-    height, width = (max(24, round(zoom * length)) for length in prediction.image_size)
+    height, width = (max(96, round(zoom * length)) for length in prediction.image_size)
     depth = colorize(np.asarray(cv2.resize(
         prediction.depth, (width, height), interpolation=cv2.INTER_NEAREST), np.float32), scale)
     if spot:
@@ -118,7 +118,8 @@ def draw(
     words = [(token, f'{value:.2f} m', color) for token, value, color in zip(
         config.tokens, metres, colors, strict=True)]
     panel = _panel(prediction, words, spot, [*filter(None, [scene_words(prediction)]), *lines],
-                   _beside(depth, color_bar(scale, max(height, 96), median_of(prediction.depth))))
+                   np.hstack([depth, canvas(height, GAP), color_bar(
+                       scale, height, median_of(prediction.depth))]))
     result = canvas(max(len(photo), len(panel)), photo.shape[1] + _PANEL)
     result[:len(photo), :photo.shape[1]] = photo
     result[:len(panel), photo.shape[1]:] = panel
@@ -171,14 +172,6 @@ def _photo(
         photo[top + high:y + 4, max(0, x - 3):x + across + 3] = BACKGROUND
         put_text(photo, text, (x, y), _SMALL)
     return photo
-
-
-def _beside(depth: Picture, bar: Picture) -> Picture:
-    """Depth and its scale, which may be higher."""
-    joined = canvas(max(len(depth), len(bar)), depth.shape[1] + GAP + bar.shape[1])
-    joined[:len(depth), :depth.shape[1]] = depth
-    joined[:len(bar), -bar.shape[1]:] = bar
-    return joined
 
 
 def _mark(picture: Picture, grid: tuple[int, ...], row: int, column: int) -> None:

@@ -130,7 +130,7 @@ def calibrate(options: argparse.Namespace) -> int:
     after = _depths(estimator, shown, _SHOWN)
     save(picture, draw_examples([(frame.rgb, (*depths, frame.depth)) for frame, depths in zip(
         shown, zip(before, after, strict=True), strict=True)], chosen_scale(
-            options, depth_scale(np.concatenate([frame.depth.ravel() for frame in shown])))))
+            options, depth_scale(frame.depth for frame in shown))))
     save_page(html, contents(
         fitted, recording, views(thumbnails),
         f'{estimator.weights.name} on {estimator.device}, {estimator.precision}', warnings,

@@ -142,8 +142,7 @@ def _paint(
 
     """
     warning = '' if estimator.weights.trained else UNTRAINED
-    scale = chosen_scale(options, depth_scale(np.concatenate(
-        [np.empty(0), *(patches.ravel() for patches, _ in answers.values())])))
+    scale = chosen_scale(options, depth_scale(patches for patches, _ in answers.values()))
     for name, (patches, caption) in answers.items():
         depth = measured(read_pixels(
             folder / f'{name}{RESULTS[0]}', cv2.IMREAD_UNCHANGED))

@@ -153,8 +153,7 @@ class Album:
 
     def _paint(self) -> None:
         """Put all images beside their depth, in the same colours."""
-        scale = depth_scale(np.concatenate(
-            [np.empty(0), *(depth.ravel() for depth, _ in self._depths.values())]), self._colormap)
+        scale = depth_scale((depth for depth, _ in self._depths.values()), self._colormap)
         if self._limits:
             scale = scale._replace(low=self._limits[0], high=self._limits[1])
         for number, (_, caption) in self._depths.items():

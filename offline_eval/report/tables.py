@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from depthclip_ros.core.errors import quoted
-from depthclip_ros.document import Badge, Quiet, Small, Strong, Table
+from depthclip_ros.document import Quiet, Small, Strong, Table, Text
 from offline_eval.metrics import (
     HIGHER_IS_BETTER,
     MEANINGS,
@@ -90,21 +90,23 @@ def _lines(rows: Sequence[Row], style: type[str] = str) -> list[Line]:
     return [Line(row.name, row.metrics, style, row.note) for row in rows]
 
 
-def badge(summary: Summary) -> Badge:
+def badge(summary: Summary) -> Text:
     """Whether the method beats, in δ1 and rmse, every answer that does not look at the image."""
     seeing = {row.name for row in summary.rows if row.group == 'foreign'} | LOOKING
-    controls = [c for c in summary.verdict.comparisons if c.name not in seeing]
     oracles = {row.name for row in summary.rows if row.note.startswith('oracle')}
-    question = 'Better than every answer that does not look at the image'
+    controls = [c for c in summary.verdict.comparisons if c.name not in seeing]
+    answer, why, badge = 'yes', f'all {len(controls)}, in δ1 and in rmse', 'yes'
     if not all(m in c.intervals for c in controls for m in ('d1', 'rmse')):
-        return Badge(question, 'cannot tell', 'There are too few scenes for intervals.')
-    for reading, answer, text in (
-            ('worse', 'no', 'In δ1 or rmse it is worse than'),
-            ('not distinguishable', 'cannot tell', 'In δ1 or rmse it cannot be told from')):
-        if names := [c.name + ' (an oracle)' * (c.name in oracles) for c in controls
-                     if reading in {c.intervals[m].reading() for m in ('d1', 'rmse')}]:
-            return Badge(question, answer, f'{text}: {", ".join(names)}.')
-    return Badge(question, 'yes', f'In δ1 and in rmse: {len(controls)} such answers.')
+        answer, why, badge = 'cannot tell', 'too few scenes for intervals', 'open'
+    else:
+        for reading, *outcome in (
+                ('not distinguishable', 'cannot tell', 'open'), ('worse', 'no', 'no')):
+            if names := [c.name + ' (an oracle)' * (c.name in oracles) for c in controls
+                         if reading in {c.intervals[m].reading() for m in ('d1', 'rmse')}]:
+                answer, badge = outcome
+                why = f'in δ1 or rmse it is {reading} beside {", ".join(names)}'
+    return Text(f'Better than every answer that does not look at the image: {answer} ({why}).',
+                badge=badge)
 
 
 def headline(summary: Summary) -> Table:
