@@ -47,6 +47,18 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(positive(part) for part in text.split(','))
 
 
+def interval(text: str) -> tuple[float, float]:
+    """Read two ascending positive numbers, as 'LOW,HIGH'."""
+    try:
+        low, high = map(float, text.split(','))
+    except ValueError:
+        low = high = math.nan
+    if not 0 < low < high < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range: two numbers greater than 0, the "
+                                         "smaller one first, such as '0.5,4'")
+    return low, high
+
+
 def point(text: str) -> tuple[float, float]:
     """Read a pixel, as 'X,Y'."""
     try:

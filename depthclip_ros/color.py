@@ -2,12 +2,13 @@
 """Depth as pictures for people: colours with a scale in metres, captions, contact sheets.
 
 Every picture is uint8 (H, W, 3) in OpenCV's order, blue green red. A colour always means the same
-depth: the limits are given, never taken from the picture at hand.
+depth: a `Scale` is of a run, not of the picture at hand.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from .core.files import printable
 from .core.opencv import cv2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 Picture = NDArray[np.uint8]
 
@@ -27,94 +28,146 @@ FOREGROUND = (235, 235, 235)
 WARNING = (40, 40, 200)
 WARNING_HEIGHT = 31
 GAP = 8
-BAR_WIDTH = 72
+BAR_WIDTH = 88
+UNKNOWN = (208, 208, 208)  # no depth; no colour of the maps is near it
+#: Colours of depth, by names that matplotlib has, too. Equal steps look equal in the first.
+COLORMAPS = {'viridis': cv2.COLORMAP_VIRIDIS, 'cividis': cv2.COLORMAP_CIVIDIS,
+             'turbo': cv2.COLORMAP_TURBO}
+VIRIDIS = 'viridis'
 
 
-def colorize(depth: NDArray[np.floating[Any]], low: float, high: float) -> Picture:
-    """Paint depth with the turbo map: near is red, far is blue, no depth (NaN) is black.
+class Scale(NamedTuple):
+    """Colours of depth, evenly in its logarithm.
+
+    What is nearer than `low` has the nearest colour, what is farther than `high` the farthest.
+    """
+
+    low: float  # [m], greater than 0
+    high: float  # [m]
+    colormap: str = VIRIDIS
+
+    def ticks(self, median: float = math.nan, least: float = 0.12) -> list[float]:
+        """Depths to label in metres: the ends, the median, and round ones.
+
+        Args:
+            median: of the depth; one that is beyond the ends is left out.
+            least: distance between labels, as a share of the scale.
+
+        """
+        labels = [self.low, self.high]
+        exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)))
+        for metres in (median, *(m * 10.0 ** e for m in (1, 2, 5, 3, 7, 1.5) for e in exponents)):
+            if self.low < metres < self.high and all(
+                    abs(self.share(metres) - self.share(other)) >= least for other in labels):
+                labels.append(metres)
+        return sorted(labels)
+
+    def share(self, metres: float) -> float:
+        """Place on the scale, 0 at `low` and 1 at `high`."""
+        return math.log(metres / self.low) / math.log(self.high / self.low)
+
+
+def colorize(depth: NDArray[np.floating[Any]], scale: Scale) -> Picture:
+    """Paint depth: near is bright (red with turbo), far is dark, no depth (NaN) is light grey.
 
     Args:
-        depth: (H, W) in metres.
-        low: depth of the warmest colour [m]; what is nearer has that colour too, so has -Inf.
-        high: depth of the coldest colour [m]; what is farther has that colour too, so has +Inf.
+        depth: (H, W) in metres; -Inf is nearer than all, +Inf farther.
+        scale: of the colours.
 
     Returns:
         uint8 (H, W, 3), BGR.
 
     Raises:
-        ValueError: `low` is not less than `high`, or `depth` is not a plane.
+        ValueError: the scale is empty or begins at 0, or `depth` is not a plane.
 
     """
-    if not low < high:
-        raise ValueError(f'The colour scale needs low < high; got {low} to {high} m.')
+    low, high, colormap = scale
+    if not 0.0 < low < high:
+        raise ValueError(f'The colour scale needs 0 < low < high; got {low} to {high} m.')
     if depth.ndim != 2:
         raise ValueError(f'Depth must be of shape (H, W); got {depth.shape}.')
     # One pass in float32, in place: a live topic is painted with this.
-    level = np.multiply(depth, np.float32(-255.0 / (high - low)), dtype=np.float32)
-    level += np.float32(255.0 * high / (high - low))
-    np.clip(level, 0.0, 255.0, out=level)
+    level = np.clip(depth, low, high, dtype=np.float32, casting='same_kind')
     holes = np.isnan(level)
-    level[holes] = 0.0
-    picture = np.asarray(cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_TURBO), np.uint8)
-    picture[holes] = 0
+    level[holes] = high
+    np.log(level, out=level)
+    level -= np.float32(math.log(high))
+    level *= np.float32(255.0 / math.log(low / high))
+    level += np.float32(0.5)
+    picture = np.asarray(cv2.applyColorMap(level.astype(np.uint8), COLORMAPS[colormap]), np.uint8)
+    picture[holes] = UNKNOWN
     return picture
 
 
-def color_range(bins: Sequence[float]) -> tuple[float, float]:
-    """Limits of `colorize` for depth that is a mean of these ascending bins."""
-    return (bins[0] if bins[0] < bins[-1] else 0.0), bins[-1]
+def bins_scale(span: tuple[float, float], ratio: float = 1.0, colormap: str = VIRIDIS) -> Scale:
+    """Scale of depth that is a mean of bins: the same for as long as the camera is.
+
+    Args:
+        span: least and greatest bin [m].
+        ratio: of the focal length to that of the bins.
+        colormap: one of COLORMAPS.
+
+    """
+    low, high = span if span[0] < span[1] else (span[0] / 2, span[1] * 2)
+    return Scale(low * ratio, high * ratio, colormap)
 
 
-def known_range(depth: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Limits of colours for nearly all of what is known, in metres."""
-    known = depth[np.isfinite(depth)]
-    low, high = (float(v) for v in np.percentile(known, (2, 98))) if known.size else (0.0, 1.0)
-    return low, max(high, low + 0.1)
+def depth_scale(depths: Iterable[NDArray[np.floating[Any]]], colormap: str = VIRIDIS) -> Scale:
+    """Scale of nearly all known depth of a run, 2 to 98 % of it."""
+    known = np.concatenate([np.empty(0), *(d[np.isfinite(d) & (d > 0)] for d in depths)])
+    low, high = (float(v) for v in np.percentile(known, (2, 98))) if known.size else (1.0, 2.0)
+    return Scale(low, max(high, 1.05 * low), colormap)
 
 
-def color_bar(low: float, high: float, height: int) -> Picture:
-    """Draw the scale of `colorize`: near at the bottom, with about five round labels in metres."""
+def color_bar(scale: Scale, height: int, median: float = math.nan) -> Picture:
+    """Draw the scale: near at the bottom, labels at both ends, and a mark at the median."""
     margin = min(12, height // 4)
-    bar = canvas(height, BAR_WIDTH)
-    ramp = np.linspace(high, low, height - 2 * margin, dtype=np.float32)
-    bar[margin:height - margin, :BAR_WIDTH // 4] = colorize(ramp[:, None], low, high)
-    least = (high - low) / max(2, min(6, height // 40))
-    power = 10.0 ** np.floor(np.log10(least))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= 0.999 * least)
-    for metres in step * np.arange(np.ceil(low / step - 1e-6), np.floor(high / step + 1e-6) + 1):
-        row = margin + (high - metres) / (high - low) * (height - 2 * margin - 1)
-        put_text(bar, f'{metres:g} m', (BAR_WIDTH // 4 + 5, round(row) + 5), 0.4)
+    bar, across, length = canvas(height, BAR_WIDTH), BAR_WIDTH // 6, max(1, height - 2 * margin)
+    ramp = np.geomspace(scale.high, scale.low, length)
+    bar[margin:margin + length, :across] = colorize(ramp[:, None], scale)
+    for metres in scale.ticks(median, least=min(1.0, 18 / length)):
+        row = margin + round((1 - scale.share(metres)) * (length - 1))
+        if metres == median:
+            bar[max(0, row - 1):row + 2, :across + 4] = FOREGROUND
+        put_text(bar, f'{round(metres, 2):g} m', (across + 6, row + 5), 0.48,
+                 thickness=2 if metres == median else 1)
     return bar
 
 
 def side_by_side(
-    depth: NDArray[np.floating[Any]], low: float, high: float, image: Picture | None = None,
+    depth: NDArray[np.floating[Any]], scale: Scale, image: Picture | None = None,
     caption: str = '', warning: str = '',
 ) -> Picture:
     """Put an image, if it is given, its depth and the depth's scale beside each other.
 
     Args:
         depth: metres, of any size; shown at the image's.
-        low: see `colorize`.
-        high: see `colorize`.
+        scale: of the colours.
         image: uint8 (H, W, 3), BGR.
-        caption: line under the picture.
+        caption: lines under the picture.
         warning: line above everything, on red.
 
     """
-    painted = colorize(depth, low, high)
+    painted = colorize(depth, scale)
     parts = [painted]
     if image is not None:
         # Nearest: no colours are invented between two depths.
         painted = np.asarray(cv2.resize(
             painted, image.shape[1::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
         parts = [image, canvas(len(image), GAP), painted]
-    joined = np.hstack([*parts, canvas(len(painted), GAP), color_bar(low, high, len(painted))])
-    if caption:
+    joined = np.hstack([*parts, canvas(len(painted), GAP), color_bar(
+        scale, len(painted), median_of(depth))])
+    for text in caption.splitlines():
         line = canvas(28, joined.shape[1])
-        put_text(line, caption, (GAP, 19), _fitting(caption, 0.5, 1, line.shape[1]))
+        put_text(line, text, (GAP, 19), _fitting(text, 0.5, 1, line.shape[1]))
         joined = np.vstack([joined, line])
     return warned(joined, warning) if warning else joined
+
+
+def median_of(depth: NDArray[np.floating[Any]]) -> float:
+    """Median of what is known [m]; NaN where nothing is."""
+    known = depth[np.isfinite(depth)]
+    return float(np.median(known)) if known.size else math.nan
 
 
 def contact_sheet(pictures: Sequence[Picture], title: str, width: int = 1600) -> Picture:

@@ -25,10 +25,11 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; a `warning` stands out."""
+    """A paragraph; a `warning` stands out, and what a `badge` ('yes', 'no', 'open') judges."""
 
     text: str
     warning: bool = False
+    badge: str = ''
 
 
 class Strong(str):

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps, rcParams, style
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from msgspec import Struct
 
+from .color import UNKNOWN, Scale, depth_scale, median_of
 from .core.errors import DepthClipError
 from .core.files import atomic, printable
 from .core.opencv import cv2
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 
     Float32 = NDArray[np.float32]
     Place = tuple[int, int]  # row and column of a patch
-    Limits = tuple[float, float]
 
 WIDTH = 6.9  # inches, the text width of a two-column paper
 TRUTH, PREDICTED = '#0072b2', '#d55e00'  # told apart by everyone
@@ -45,17 +46,18 @@ LETTERS = 'ABCD'
 QUANTILES = (0.05, 0.35, 0.65, 0.95)  # of the depth, where patches are taken
 #: Captions of `predictions` and of `responses` at `spots_of`.
 PREDICTIONS = (
-    'As in the paper’s Figure 5, cropped to what the network sees. Prediction and ground truth of '
-    'a row share one colour scale, near is red; it spans the whole prediction and 98 % of the '
-    'ground truth. The error is prediction minus ground truth; its scale spans 98 % of its sizes, '
-    'red is too far. An arrow on a scale: there are values beyond it. Grey: not known, not '
-    'counted.')
+    'As in the paper’s Figure 5, cropped to what the network sees. One colour scale of depth for '
+    'all rows, even in its logarithm, near is bright; it spans 96 % of all that is shown, and is '
+    'labelled at the median of the row’s truth. The error is prediction minus ground truth; its '
+    'scale spans 98 % of its sizes, red is too far. An arrow on a scale: there are values '
+    'beyond it. Grey: not known, not counted.')
 RESPONSES = (
     'As in the paper’s Figure 4. The patches are not picked by hand: they are at 5, 35, 65 and '
     '95 % of the true depth, of those where half of the pixels have one, else of the predicted. '
     'Bars: weight of each word, they sum to 1; dotted: the weight of a network that knows '
     'nothing. GT: median true depth of the patch. Pred: its depth; with flip_average that is the '
     'mean of the plain and the mirrored pass, and the bars are those of the plain one.')
+_GREY = '#' + bytes(UNKNOWN).hex()  # no value
 _WIDEST = 480  # pixels of a picture that is kept
 _COLUMNS = 5  # maps in a row
 _STYLE = {
@@ -164,30 +166,35 @@ def save(folder: Path, name: str, figure: Figure, title: str, caption: str) -> P
 # Depth in colours --------------------------------------------------------------------------------
 
 
-def predictions(samples: Sequence[Sample], symbols: Mapping[str, str]) -> Figure:
+def predictions(
+    samples: Sequence[Sample], symbols: Mapping[str, str], scale: Scale | None = None,
+) -> Figure:
     """One row per image: RGB, prediction, ground truth, error, and its numbers above.
 
     Args:
         samples: the images.
-        symbols: of the metrics whose numbers are shown.
+        symbols: of the metrics whose numbers are shown, with a place for each: 'rel {:.3f}'.
+        scale: of the colours of depth; None: `scale_of` the images.
 
     """
+    scale = scale or scale_of(samples)
     figure = new_figure(sum(1.32 * s.rgb.shape[0] / s.rgb.shape[1] + 0.42 for s in samples))
     parts: Any = figure.subfigures(len(samples), 1, squeeze=False)
     for part, sample in zip(parts[:, 0], samples, strict=True):
         photo, *panels = part.subplots(1, 4)
         _photo(photo, sample, 'RGB')
-        error, limits = sample.depth - sample.truth, depth_limits(sample)
+        error = sample.depth - sample.truth
         sizes = np.abs(error[np.isfinite(error)])
         largest = max(float(np.percentile(sizes, 98)), 1e-3) if sizes.size else 1.0
-        _map(panels[0], sample.depth, 'turbo_r', limits, 'Prediction')
-        truth = _map(panels[1], sample.truth, 'turbo_r', limits, 'Ground truth')
-        _scale(part, truth, [photo, *panels[:2]], 'depth (m)', sample.truth)
-        _scale(part, _map(panels[2], error, 'RdBu_r', (-largest, largest), 'Error'), panels[2:],
-               'error (m)', error)
-        numbers = '   '.join(f'{symbol} {sample.metrics[m]:.3f}'
-                             for m, symbol in symbols.items() if m in sample.metrics)
-        part.suptitle(f'{sample.role}: {sample.label}    {numbers}', x=0.01, ha='left')
+        _depth(panels[0], sample.depth, scale, 'Prediction')
+        truth = _depth(panels[1], sample.truth, scale, 'Ground truth')
+        _bar(part, truth, [photo, *panels[:2]], 'depth (m)', sample.truth, scale)
+        _bar(part, _map(panels[2], error, 'RdBu_r', Normalize(-largest, largest), 'Error'),
+             panels[2:], 'error (m)', error)
+        numbers = '   '.join(text.format(sample.metrics[m])
+                             for m, text in symbols.items() if m in sample.metrics)
+        part.suptitle(f'{sample.role}: {sample.label}, {short(sample.name)}    {numbers}',
+                      x=0.01, ha='left')
     return figure
 
 
@@ -212,23 +219,29 @@ def distributions(
                     key=lambda t: quantile(edges_, drawn[t][0], 0.5)) or list(drawn)
     high = max(float(values.max()) for values, _ in drawn.values())
     columns = min(len(titles), 4)
-    rows = -(-len(titles) // columns)
-    figure = new_figure(1.15 * rows + 0.3 + 0.4 * (rows == 1))
+    rows = -(-len(titles) // columns)  # the legend goes where a panel is missing, or above
+    is_full = len(titles) == rows * columns
+    figure = new_figure(1.15 * rows + 0.3 + 0.4 * (rows == 1) + 0.2 * is_full)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, title in zip(panels.flat, titles, strict=False):
         values, marks = drawn[title]
-        axes.stairs(values, edges_, fill=True, color=TRUTH, alpha=0.55, lw=0)
+        axes.stairs(values, edges_, fill=True, color=TRUTH, alpha=0.55, lw=0, label='this one')
         if everything in drawn:
-            axes.stairs(drawn[everything][0], edges_, color='#555555', lw=0.7)
+            axes.stairs(drawn[everything][0], edges_, color='#555555', lw=0.7, label=everything)
         axes.axhline(0, color='black', lw=0.5)
-        axes.axvline(quantile(edges_, values, 0.5), color=TRUTH, lw=0.9, ls='--')
-        axes.vlines(marks, -0.075 * high, 0, color=PREDICTED, lw=0.9)
+        axes.axvline(quantile(edges_, values, 0.5), color=TRUTH, lw=0.9, ls='--', label='median')
+        axes.vlines(marks, -0.075 * high, 0, color=PREDICTED, lw=0.9, label='bins')
         axes.set_title(title)
     panels[0, 0].set(xlim=(0, max(quantile(edges_, d, 0.995) for d, _ in drawn.values())),
                      ylim=(-0.09 * high, 1.05 * high))
     for place, axes in enumerate(panels.flat[len(titles):], len(titles) - columns):
-        axes.set_visible(False)
+        axes.set_axis_off()
         panels.flat[place].tick_params(labelbottom=True)
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    if is_full:
+        figure.legend(handles, names, loc='outside upper right', ncols=4)
+    else:
+        panels.flat[-1].legend(handles, names, loc='center')
     figure.supxlabel(label, size=7.5)
     figure.supylabel('density (1/m)', size=7.5)
     return figure
@@ -247,19 +260,16 @@ def quantile(edges: NDArray[np.float64], values: NDArray[np.float64], share: flo
     return float(np.interp(share, below, edges))
 
 
-def depth_limits(sample: Sample) -> Limits:
-    """Colour scale of one image: all of the prediction and 98 % of the ground truth [m]."""
-    said, truth = (depth[np.isfinite(depth)] for depth in (sample.depth, sample.truth))
-    ends = [*np.percentile(said, (0, 100)), *np.percentile(truth, (1, 99))] if truth.size else said
-    low, high = (float(np.min(ends)), float(np.max(ends))) if len(ends) else (0.0, 1.0)
-    return low, max(high, low + 0.1)
+def scale_of(samples: Sequence[Sample]) -> Scale:
+    """One colour scale of a run's images, predictions and ground truth."""
+    return depth_scale(depth for sample in samples for depth in (sample.depth, sample.truth))
 
 
 # Responses of the words --------------------------------------------------------------------------
 
 
 def responses(
-    sample: Sample, title: str, spots: Mapping[Place, str], limits: Limits | None = None,
+    sample: Sample, title: str, spots: Mapping[Place, str], scale: Scale | None = None,
 ) -> Figure:
     """Picture, depth, and how much each word answers in patches: the paper's Figure 4.
 
@@ -267,7 +277,7 @@ def responses(
         sample: what the words say.
         title: above the picture.
         spots: up to four patches, and what stands above their bars.
-        limits: of the colours of depth, metres; None: `depth_limits`.
+        scale: of the colours of depth; None: `scale_of` the image.
 
     """
     count, rows, columns = sample.weights.shape
@@ -277,8 +287,9 @@ def responses(
     parts: Any = figure.subfigures(2, 1, height_ratios=[photo, below])
     left, right = parts[0].subplots(1, 2)
     _photo(left, sample, title)
-    _scale(parts[0], _map(right, sample.depth, 'turbo_r', limits or depth_limits(sample), 'depth'),
-           [right], 'depth (m)', sample.depth)
+    scale = scale or scale_of([sample])
+    _bar(parts[0], _depth(right, sample.depth, scale, 'depth'), [right], 'depth (m)', sample.depth,
+         scale)
     charts = parts[1].subplots(1, max(1, len(spots)), sharex=True, sharey=True, squeeze=False)[0]
     height, width = sample.rgb.shape[0] / rows, sample.rgb.shape[1] / columns
     for axes, ((row, column), said), color, letter in zip(
@@ -353,11 +364,11 @@ def maps(sample: Sample, label: str) -> Figure:
     for axes, word, metres, weights in zip(
             panels.flat, sample.tokens, sample.bins, sample.weights, strict=False):
         axes.imshow(grey, cmap='gray', vmin=0, vmax=255)
-        image = _map(axes, weights, 'inferno', (0, float(weights_.max(initial=1e-3))),
+        image = _map(axes, weights, 'inferno', Normalize(0, float(weights_.max(initial=1e-3))),
                      f'{short(word)}  {metres:.2f} m', alpha=0.7, interpolation='nearest',
                      extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     figure.suptitle(label, x=0.01, ha='left')
-    _scale(figure, image, panels.flat, 'weight', weights_)
+    _bar(figure, image, panels.flat, 'weight', weights_)
     return figure
 
 
@@ -374,20 +385,34 @@ def _photo(axes: Axes, sample: Sample, title: str) -> None:
 
 
 def _map(
-    axes: Axes, values: Float32, colors: str, limits: Limits, title: str, **about: Any,
+    axes: Axes, values: Float32, colors: str, norm: Normalize, title: str, **about: Any,
 ) -> Any:
     """Numbers in colours, grey where there is none; what to draw a scale of."""
     axes.set_axis_off()
     axes.set_title(title)
-    return axes.imshow(values, colormaps[colors].with_extremes(bad='#d0d0d0'),
-                       vmin=limits[0], vmax=limits[1], interpolation_stage='rgba', **about)
+    return axes.imshow(values, colormaps[colors].with_extremes(bad=_GREY), norm=norm,
+                       interpolation_stage='rgba', **about)
 
 
-def _scale(figure: Any, image: Any, panels: Any, label: str, values: Float32) -> None:
-    """Draw a scale with its unit beside the panels, with arrows where values are beyond it."""
+def _depth(axes: Axes, depth: Float32, scale: Scale, title: str) -> Any:
+    """Depth in the colours of `color.colorize`."""
+    return _map(axes, depth, f'{scale.colormap}_r', LogNorm(scale.low, scale.high), title)
+
+
+def _bar(
+    figure: Any, image: Any, panels: Any, label: str, values: Float32, scale: Scale | None = None,
+) -> None:
+    """Draw a scale with its unit beside the panels, with arrows where values are beyond it.
+
+    That of depth is labelled at its ends and at the values' median.
+    """
     finite, (low, high) = values[np.isfinite(values)], image.get_clim()
     extend = {(False, False): 'neither', (True, False): 'min', (False, True): 'max',
               (True, True): 'both'}[bool((finite < low).any()), bool((finite > high).any())]
     bar = figure.colorbar(image, ax=list(panels), aspect=12, pad=0.02, extend=extend,
                           extendfrac=0.05, ticks=MaxNLocator(5), label=label)
     bar.outline.set_linewidth(0.5)
+    if scale:
+        ticks = scale.ticks(median_of(values))
+        bar.minorticks_off()
+        bar.set_ticks(ticks, labels=[f'{round(tick, 2):g}' for tick in ticks])

@@ -17,10 +17,12 @@ from .color import (
     FOREGROUND,
     GAP,
     Picture,
+    Scale,
+    bins_scale,
     canvas,
     color_bar,
-    color_range,
     colorize,
+    median_of,
     put_text,
     text_width,
     warned,
@@ -42,10 +44,13 @@ MOST_WORDS = 24  # that are listed beside it
 
 _ANSWERS = 3  # words of a patch that are told in a line
 _LARGEST = 576, 768  # height and width of the image in the picture
-_PANEL = 330  # pixels beside it
-_LEAST_CHART = 26  # pixels a side
+_LEAST, _MOST = 144, 1152  # pixels of its sides; narrower than that only for the sake of the other
+_PANEL = 400  # pixels beside it
+_CELL = 60, 80  # pixels that a chart with its number needs
+_CHART = 0.4, 0.6  # of a patch's height and width: what lies between stays visible
 _LINE = 19  # pixels
-_SMALL, _TINY = 0.42, 0.32  # sizes of letters
+_SMALL = 0.42  # size of letters
+_TROUGH = (190, 190, 190)  # behind bars: neither dark nor bright ones vanish
 _FRAME = (220, 40, 220)  # of the patch that is looked at
 
 
@@ -78,6 +83,7 @@ def scene_words(prediction: DepthPrediction) -> str:
 def draw(
     rgb: NDArray[np.uint8], prediction: DepthPrediction, config: DepthConfig,
     spot: tuple[int, int] | None = None, lines: Sequence[str] = (), warning: str = '',
+    scale: Scale | None = None,
 ) -> Picture:
     """Paint how much each word answers: in a grid of patches, and in one of them at large.
 
@@ -91,28 +97,29 @@ def draw(
         spot: row and column of the patch that is looked at; None: the mean of all.
         lines: more to say, beside the image.
         warning: on red, above everything.
+        scale: of the colours; None: `bins_scale`, so that an anchor changes no colour.
 
     Returns:
         uint8 (h, w, 3), BGR.
 
     """
     metres = prediction.word_depths(config)
-    scale = prediction.focal_ratio * prediction.adjustment.scale
-    span = color_range([scale * end for end in config.depth_span])
-    colors = colorize(np.array([metres], np.float32), *span)[0]
+    scale = scale or bins_scale(config.depth_span, prediction.focal_ratio)
+    colors = colorize(np.array([metres], np.float32), scale)[0]
     photo = _photo(rgb, prediction, colors)
-    across = _PANEL - 2 * GAP - BAR_WIDTH
-    height, width = prediction.image_size
-    size = across, max(24, min(across, round(across * height / width)))
+    across = _PANEL - 3 * GAP - BAR_WIDTH
+    zoom = across / max(prediction.image_size)
+    height, width = (max(96, round(zoom * length)) for length in prediction.image_size)
     depth = colorize(np.asarray(cv2.resize(
-        prediction.depth, size, interpolation=cv2.INTER_NEAREST), np.float32), *span)
+        prediction.depth, (width, height), interpolation=cv2.INTER_NEAREST), np.float32), scale)
     if spot:
         _mark(photo, prediction.patch_depth.shape, *spot)
         _mark(depth, prediction.patch_depth.shape, *spot)
     words = [(token, f'{value:.2f} m', color) for token, value, color in zip(
         config.tokens, metres, colors, strict=True)]
     panel = _panel(prediction, words, spot, [*filter(None, [scene_words(prediction)]), *lines],
-                   np.hstack([depth, color_bar(*span, size[1])]))
+                   np.hstack([depth, canvas(height, GAP), color_bar(
+                       scale, height, median_of(prediction.depth))]))
     result = canvas(max(len(photo), len(panel)), photo.shape[1] + _PANEL)
     result[:len(photo), :photo.shape[1]] = photo
     result[:len(panel), photo.shape[1]:] = panel
@@ -122,6 +129,7 @@ def draw(
 def photo_size(height: int, width: int) -> tuple[int, int]:
     """Height and width at which `draw` shows an image, on the left, below the warning."""
     scale = min(_LARGEST[0] / height, _LARGEST[1] / width)
+    scale = max(scale, min(_LEAST / min(height, width), _MOST / max(height, width)))
     return max(1, round(scale * height)), max(1, round(scale * width))
 
 
@@ -135,34 +143,34 @@ def _photo(
         interpolation=cv2.INTER_AREA if size[0] < len(rgb) else cv2.INTER_LINEAR,
     ), cv2.COLOR_RGB2BGR), np.uint8)
     grid = prediction.patch_depth.shape
-    high, wide = (round(min(max(0.84 * length / count, _LEAST_CHART),
-                            0.6 * length / min(count, most)))
-                  for length, count, most in zip(size, grid, MOST_CHARTS, strict=True))
-    # Of some patches, evenly spread.
+    # Of some patches, evenly spread; no more than have room.
+    counts = [max(1, min(count, most, length // least)) for count, most, length, least in zip(
+        grid, MOST_CHARTS, size, _CELL, strict=True)]
+    high, wide = (round(share * length / count)
+                  for share, length, count in zip(_CHART, size, counts, strict=True))
     rows, columns = ([(2 * i + 1) * count // (2 * shown) for i in range(shown)]
-                     for count, shown in zip(grid, map(min, grid, MOST_CHARTS), strict=True))
+                     for count, shown in zip(grid, counts, strict=True))
     for patch in product(rows, columns):
         y, x = (round((place + 0.5) * length / count)
                 for place, length, count in zip(patch, size, grid, strict=True))
-        top, left = max(0, y - high // 2), max(0, x - wide // 2)
+        top, left = max(0, y - high // 2 - 6), max(0, x - wide // 2)
         under = photo[top:top + high, left:left + wide]
         if not np.isfinite(prediction.spread[patch]) or not high * wide \
                 or under.shape[:2] != (high, wide):
             continue
-        under[:] = (0.25 * under + 0.75 * 255).astype(np.uint8)
+        under[:] = (0.5 * under + 0.5 * 255).astype(np.uint8)
         weights = prediction.weights[(slice(None), *patch)]
         edges = np.arange(len(weights) + 1) * wide // len(weights)
         for k, tall in enumerate(np.rint(weights * high).astype(int)):
             under[high - tall:, edges[k]:max(edges[k + 1], edges[k] + 1)] = colors[k]
-        cv2.rectangle(photo, (left - 1, top - 1), (left + wide, top + high), BACKGROUND, 1)
         depth = prediction.patch_depth[patch]
-        text = '-' if np.isnan(depth) else f'{depth:.1f}'
+        text = '-' if np.isnan(depth) else f'{depth:.1f} m'
         if prediction.patch_stddev is not None:
-            text += f'+-{prediction.patch_stddev[patch]:.1f}'
-        across = text_width(text, _TINY, 1)
-        x, y = x - across // 2, top + high + 11
-        photo[max(0, y - 9):y + 3, max(0, x - 2):x + across + 2] = BACKGROUND
-        put_text(photo, text, (x, y), _TINY)
+            text = f'{depth:.1f}+-{prediction.patch_stddev[patch]:.1f} m'
+        across = text_width(text, _SMALL, 1)
+        x, y = max(2, x - across // 2), top + high + 13
+        photo[top + high:y + 4, max(0, x - 3):x + across + 3] = BACKGROUND
+        put_text(photo, text, (x, y), _SMALL)
     return photo
 
 
@@ -202,12 +210,12 @@ def _panel(
             _write(panel, row, y, _PANEL - 2 * GAP)
             continue
         word, metres, color = words[row]
-        _write(panel, word, y, 118)
-        put_text(panel, metres, (188 - text_width(metres, _SMALL, 1), y), _SMALL)
+        _write(panel, word, y, 190)
+        put_text(panel, metres, (258 - text_width(metres, _SMALL, 1), y), _SMALL)
         if np.isfinite(weights[row]):
-            panel[y - 10:y + 3, 195:195 + 93] = (70, 70, 70)
-            panel[y - 9:y + 2, 196:196 + round(91 * min(1.0, float(weights[row])))] = color
-            put_text(panel, f'{weights[row]:.0%}', (293, y), _SMALL)
+            panel[y - 10:y + 3, 266:266 + 87] = _TROUGH
+            panel[y - 9:y + 2, 267:267 + round(85 * min(1.0, float(weights[row])))] = color
+            put_text(panel, f'{weights[row]:.0%}', (358, y), _SMALL)
     return panel
 
 

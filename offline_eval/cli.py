@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,17 +234,26 @@ def answer(summary: Summary) -> str:
     from .metrics import PAPER_METRICS, SYMBOLS
     from .results import ALL
     data, gate = summary.data, summary.gate
-    rows = {row.name: row.metrics for row in summary.rows if row.scene == ALL}
+    blocks: dict[str, dict[str, Mapping[str, float]]] = {}  # rows by their kind
+    for row in summary.rows:
+        if row.scene == ALL:
+            blocks.setdefault(row.group, {})[row.name] = row.metrics
     if data.official:  # else no published number is of these images
-        rows |= {f'{row.name} (published)': row.metrics for row in summary.paper
-                 if row.group not in ('2', '3') and row.name.startswith('DepthCLIP')}
+        blocks['published'] = {
+            f'{row.name} (published)': row.metrics for row in summary.paper
+            if row.group not in ('2', '3') and row.name.startswith('DepthCLIP')}
+    header = f'{"":40}' + ''.join(f'{SYMBOLS[m]:>9}' for m in PAPER_METRICS)
     lines = [
         (f'{summary.rows[0].name} with the weights {summary.weights.name} on '
         f'{data.origin or "images of unknown origin"}, {data.split}'),
-        f'{"":40}' + ''.join(f'{SYMBOLS[m]:>9}' for m in PAPER_METRICS),
-        *(f'{name:40}' + ''.join(f'{metrics[m]:9.3f}' for m in PAPER_METRICS)
-          for name, metrics in rows.items()),
-        '', summary.verdict.text, '']
+        header]
+    for group, rows in blocks.items():
+        lines += ['-' * len(header), *(
+            f'{">" if group == "method" else " "} {name:38}'
+            + ''.join(f'{metrics[m]:9.3f}' for m in PAPER_METRICS)
+            for name, metrics in rows.items())]
+    lines += ['', *textwrap.wrap(summary.verdict.text, min(
+        shutil.get_terminal_size().columns, len(header))), '']
     if data.origin in (NYU, ''):
         lines += [f"The paper's row: {gate.status}.", *(f'  - {why}' for why in gate.reasons)]
     if data.skipped:

@@ -87,7 +87,7 @@ def test_predict_writes_what_the_estimator_computes(predict, photo, tiny_weights
     patches = np.load(out / 'photo_patches.npy')
     assert patches.shape == (2, 3)
     np.testing.assert_allclose(patches, expected.patch_depth, atol=1e-5)
-    assert cv2.imread(str(out / 'photo_patches.png')).shape == (457, 640, 3)
+    assert cv2.imread(str(out / 'photo_patches.png')).shape == cv2.imread(str(photo)).shape
     text = capsys.readouterr()
     assert ' ms' in text.out
     assert 'UNTRAINED' not in text.err

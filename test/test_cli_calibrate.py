@@ -16,7 +16,7 @@ from drives import camera_of_width, drive, write_drive, write_folder
 from test_recordings import RGBD
 
 from depthclip_ros.cli.main import main
-from depthclip_ros.color import BACKGROUND
+from depthclip_ros.color import BACKGROUND, GAP
 from depthclip_ros.core import CameraImage, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.messages.config import read_config
@@ -73,7 +73,8 @@ def test_the_report(calibrated, folder):
     assert 'src="robot.png"' in html
     assert not re.search(r'(src|href)="(?!data:|#|robot.png")', html)
     picture = cv2.imread(str(calibrated.with_suffix('.png')))
-    assert picture.shape[0] == 3 * 180  # three examples
+    assert picture.shape[0] == 28 + 3 * (180 + GAP)  # titles, three examples
+    assert picture[:28, :1000].max() > 150
 
 
 def test_what_shows_its_depth_says_that_it_is_no_longer_zero_shot(
@@ -84,7 +85,7 @@ def test_what_shows_its_depth_says_that_it_is_no_longer_zero_shot(
         assert main(['predict', str(image), '-o', str(tmp_path / name), *map(str, more)]) == 0
         assert (f'Depth is {label}.' in capsys.readouterr().err) == (name == 'with')
         lines = cv2.imread(str(tmp_path / name / '0_color.png')).shape[0] - 120
-        assert lines == (28 if name == 'with' else 0)  # of the caption
+        assert lines == (56 if name == 'with' else 28)  # of the caption
         patches = cv2.imread(str(tmp_path / name / '0_patches.png'))
         assert (patches[-2, :4] == BACKGROUND).all() == (name == 'with')
     assert main(['compare', str(folder), '--config', str(calibrated), '--max-frames', '1']) == 0

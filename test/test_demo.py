@@ -247,7 +247,7 @@ def test_a_bag_is_replayed(demo, tmp_path):
 def test_an_interrupt_stops_everything_and_keeps_what_came(demo, tmp_path):
     process = demo.start('--frames', 100000)
     try:
-        first = tmp_path / 'out' / 'color_001.png'
+        first = tmp_path / 'out' / 'depth_001.png'
         while not first.exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)

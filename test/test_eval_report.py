@@ -24,7 +24,8 @@ from offline_eval.errors import ResultsError
 from offline_eval.metrics import PAPER_METRICS, heading, number
 from offline_eval.paper import PAPER_ROWS
 from offline_eval.report import __main__ as command
-from offline_eval.report import contents
+from offline_eval.report import charts, contents
+from offline_eval.report.tables import badge
 from offline_eval.results import ALL, SUMMARY, Comparison, Interval, Results, Row, load, save
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,7 +151,7 @@ def test_pictures_are_files_beside_with_alternative_text(written, html, markdown
     pictures = re.findall(r'<img src="figures/(\w+\.(?:svg|png))" alt="[^"]+"', html)
     assert len(pictures) == html.count('<img')
     assert {path.name for path in (written / 'figures').iterdir()} == set(pictures) == {
-        'depths.svg', 'distributions.svg', 'predictions_1.png', 'predictions_2.png',
+        'gains.svg', 'depths.svg', 'distributions.svg', 'predictions_1.png', 'predictions_2.png',
         'responses_best.png', 'responses_median.png', 'responses_worst.png'}
     for name in pictures:
         path = written / 'figures' / name
@@ -258,6 +259,53 @@ def test_verdict_says_only_what_the_interval_allows(summary):
         ['rmse (m) ↓', '1.000', '1.100', '2.400', '+0.100', '–', '–']]
 
 
+@pytest.mark.parametrize(('control', 'interval', 'answer'), [
+    ('best constant', Interval(0.1, 0.2), 'yes'),
+    ('best constant', Interval(-0.1, 0.2), 'open'),
+    ('best constant', Interval(-0.2, -0.1), 'no'),
+    ('best constant', None, 'open'),  # too few scenes
+    ('shuffled words', Interval(-0.2, -0.1), 'yes'),  # which looks at the image
+    ('foreign row', Interval(-0.2, -0.1), 'yes')])
+def test_the_badge_is_the_least_favourable_reading(summary, control, interval, answer):
+    sure = {m: Interval(0.1, 0.2) for m in ('d1', 'rmse')}
+    given = structs.replace(summary, verdict=structs.replace(summary.verdict, comparisons=[
+        Comparison(name, dict.fromkeys(sure, 0.1), intervals) for name, intervals in (
+            ('mean map', sure), (control, {**sure, 'd1': interval} if interval else {}))]))
+    blocks = contents(given, {})
+    assert blocks.index(found := badge(given)) < blocks.index(tables(given)[0])
+    assert found.badge == answer
+    assert f'image: {answer.replace("open", "cannot tell")} (' in found.text
+    assert (control in found.text) == (answer != 'yes' and interval is not None)
+    assert f'class="badge {answer}"' in document.to_html(blocks)
+
+
+def test_the_terminal_marks_the_method_and_breaks_lines_between_words(summary):
+    text = 'word ' * 60
+    lines = cli.answer(structs.replace(summary, verdict=structs.replace(
+        summary.verdict, text=text))).splitlines()
+    assert [line.split()[1] for line in lines if line.startswith('>')] == ['DepthCLIP']
+    written = [line for line in lines if line.startswith('word')]
+    assert {word for line in written for word in line.split()} == {'word'}
+    assert len(written) > 1
+    assert max(map(len, lines[1:])) < 100
+    assert sum(set(line) == {'-'} for line in lines) > 3  # rules
+
+
+def test_legends_are_inside_the_charts(summary):
+    def names(figure):
+        return {text.get_text() for axes in (*figure.axes, figure) for legend in (
+            axes.legends if axes is figure else [axes.get_legend()]) if legend
+            for text in legend.get_texts()}
+    assert {'first, last bin', 'middle 80 %', 'truth'} < names(charts.depths(summary))
+    for titles in ('ab', 'abcde'):  # a row that is full, and one that is not
+        counts = {title: [1, 2] for title in (*titles, 'all')}
+        assert names(figures.distributions(
+            [0.0, 1.0, 2.0], counts, [[1.0]] * len(counts), 'depth', 'all')) == {
+            'this one', 'all', 'median', 'bins'}
+    left, right = charts.gains(summary).axes
+    assert len(left.lines) == len(right.lines) == 1 + 2 * len(summary.verdict.comparisons)
+
+
 def test_calibrated_rows_stand_beside_published_ones_of_the_same_images_only(summary, nyu):
     calibrated = Row('calibrated on 9 images', 'calibrated', ALL, {'d1': 0.41, 'rmse': 1.1}, 9)
     for given, there in ((nyu, True), (summary, False)):
@@ -294,7 +342,7 @@ def test_no_published_number_stands_beside_other_images(summary, nyu, origin, ju
     assert ("The paper's row: not reproduced" in said) == judged
     assert 'published' not in said
     assert (origin or 'unknown origin') in said
-    assert 'DepthCLIP (published)                       0.394' in cli.answer(nyu)
+    assert '  DepthCLIP (published)                     0.394' in cli.answer(nyu)
 
 
 def test_numbers():
@@ -397,7 +445,7 @@ def test_the_report_of_a_folder_the_same_from_the_command_line(source, tmp_path,
     save(tmp_path, alone)
     files = report.write(tmp_path, alone)
     text = files[0].read_text(encoding='utf-8')
-    assert text.count('<img') == 2
+    assert text.count('<img') == 3
     assert 'Depth bins' not in text
     before = {path.relative_to(tmp_path / 'report'): path.read_bytes()
               for path in (tmp_path / 'report').rglob('*') if path.is_file()}

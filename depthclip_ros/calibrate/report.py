@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ..color import UNTRAINED, color_bar, colorize, known_range, png
+from ..color import GAP, UNTRAINED, Scale, canvas, color_bar, colorize, median_of, png, put_text
 from ..document import Block, Heading, Picture, Strong, Table, Text
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def contents(
               for cause, count in sorted(recording.left_out.items()))], texts=frozenset({0, 1})),
         Heading('Pictures'),
         Picture('Examples',
-                'From left to right: image, depth before, after, and measured; near is red, far '
-                'is blue, no depth is black. These frames were among those fitted to, unlike the '
-                'numbers above.', picture)]
+                'One colour scale for all, even in the logarithm of depth: near is bright, no '
+                'depth is light grey, the mark is the median of what was measured. These frames '
+                'were among those fitted to, unlike the numbers above.', picture)]
 
 
 def _number(value: float) -> str:
@@ -86,15 +86,22 @@ def _number(value: float) -> str:
 
 
 def draw_examples(
-    examples: Sequence[tuple[NDArray[np.uint8], Sequence[NDArray[np.float32]]]], width: int = 240,
+    examples: Sequence[tuple[NDArray[np.uint8], Sequence[NDArray[np.float32]]]], scale: Scale,
+    width: int = 240,
 ) -> bytes:
-    """PNG with one row an example: its image, its depths (the last is measured), and the scale."""
-    low, high = known_range(np.concatenate([depths[-1].ravel() for _, depths in examples]))
+    """PNG with one row an example: image, depth before, after and measured, and the scale."""
     rows = []
     for rgb, depths in examples:
         size = width, max(1, round(width * rgb.shape[0] / rgb.shape[1]))
-        rows.append(np.hstack([
-            cv2.resize(np.ascontiguousarray(rgb[..., ::-1]), size, interpolation=cv2.INTER_AREA),
-            *(cv2.resize(colorize(depth, low, high), size, interpolation=cv2.INTER_NEAREST)
-              for depth in depths), color_bar(low, high, size[1])]))
-    return png(np.vstack(rows))
+        pictures = [cv2.resize(np.ascontiguousarray(rgb[..., ::-1]), size,
+                               interpolation=cv2.INTER_AREA),
+                    *(cv2.resize(colorize(depth, scale), size, interpolation=cv2.INTER_NEAREST)
+                      for depth in depths)]
+        gap = canvas(size[1], GAP)
+        row = np.hstack([*(part for picture in pictures for part in (gap, picture)), gap,
+                         color_bar(scale, size[1], median_of(depths[-1]))])
+        rows += [row, canvas(GAP, row.shape[1])]
+    titles = canvas(28, rows[0].shape[1])
+    for place, title in enumerate(('image', 'before', 'after', 'measured')):
+        put_text(titles, title, (GAP + place * (width + GAP), 19), 0.5)
+    return png(np.vstack([titles, *rows]))

@@ -16,12 +16,14 @@ from ..calibrate.checks import NOT_COMPARED, Comparison, Thumbnail, check, unit_
 from ..calibrate.fit import fit
 from ..calibrate.recordings import Options, RecordingError, blocks, gather, spread_evenly
 from ..calibrate.report import contents, draw_examples
+from ..color import depth_scale
 from ..core.errors import ConfigError
 from ..core.files import check_new, named_path, output_folder, printable
 from ..core.image import CameraImage
 from ..sources.camera_info import CameraCalibration
 from .model import (
     check_for_ros,
+    chosen_scale,
     load_estimator,
     parameter_file,
     print_untrained,
@@ -125,7 +127,8 @@ def calibrate(options: argparse.Namespace) -> int:
     estimator.reconfigure(depth)
     after = _depths(estimator, shown, _SHOWN)
     save(picture, draw_examples([(frame.rgb, (*depths, frame.depth)) for frame, depths in zip(
-        shown, zip(before, after, strict=True), strict=True)]))
+        shown, zip(before, after, strict=True), strict=True)], chosen_scale(
+            options, depth_scale(frame.depth for frame in shown))))
     save_page(html, contents(
         fitted, recording, views(thumbnails),
         f'{estimator.weights.name} on {estimator.device}, {estimator.precision}', warnings,

@@ -113,7 +113,8 @@ def run_demo(options: argparse.Namespace) -> int:
     isolate()
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
-        album = Album(folder, plan.pictures, plan.frames, depth.depth_span, trained=trained)
+        album = Album(folder, plan.pictures, plan.frames, options.range,
+                      trained=trained, colormap=options.colormap)
         recorder = Recorder(album, plan.image + '/compressed' * plan.compressed,
                             compressed=plan.compressed, reliable=plan.reliable,
                             replay=plan.replay)

@@ -17,6 +17,7 @@ from depthclip_ros import __version__
 from depthclip_ros.arguments import (
     check_command,
     count,
+    interval,
     not_negative,
     numbers,
     point,
@@ -77,6 +78,13 @@ CAMERA = Group('', (
            '(without it and --camera-info: it does not)'),
     option('--camera-info', metavar='YAML',
            help='calibration of the camera, as the ROS tool camera_calibration writes it'),
+))
+COLORS = Group('colours of depth, even in its logarithm', (
+    option('--range', type=interval, metavar='NEAR,FAR',
+           help='metres of the brightest and the darkest colour (default: nearly all depth of the '
+           "run; view: the words')"),
+    option('--colormap', default='viridis', choices=('viridis', 'cividis', 'turbo'),
+           help='default %(default)s'),
 ))
 RAY = Group('Ray (needs the Python package ray)', (
     option('--ray', nargs='?', const='auto', metavar='ADDRESS',
@@ -165,6 +173,7 @@ COMMANDS = (
             *MODEL,
             option('--frames', type=count, metavar='N',
                    help='stop after N depth images (default 50; --images and --bag: all)'),
+            COLORS,
             option('-o --output', default='demo_output', metavar='FOLDER',
                    help='default %(default)s/'),
         )),
@@ -173,6 +182,7 @@ COMMANDS = (
         'Write NAME_depth.png (16-bit millimetres, 0 = none), NAME_color.png, NAME_patches.npy '
         '(metres) and NAME_patches.png for every image.', (
             option('paths', nargs='+', metavar='IMAGE', help='files or folders'),
+            COLORS,
             CAMERA,
             *MODEL,
             option('-o --output', required=True, metavar='FOLDER'),
@@ -189,6 +199,7 @@ COMMANDS = (
                    help='parameter file to write; nothing is overwritten'),
             *MODEL,
             recording(200),
+            COLORS,
             switch('--anyway', 'calibrate from a recording that should be refused; the report '
                    'says why it should'),
             option('--variant', default='auto', choices=('auto', 'full', 'scale', 'none'),
@@ -254,6 +265,7 @@ COMMANDS = (
             option('--max-images', type=count, default=0, metavar='N',
                    help='of each PATH, evenly spread; of a webcam the first N (default 50; of a '
                    'webcam in a window without end)'),
+            COLORS,
             CAMERA,
             *MODEL,
             text('-o --output', 'FOLDER', 'write pictures there'),

@@ -15,8 +15,8 @@ import numpy as np
 from ..calibrate.recordings import spread_evenly
 from ..color import (
     UNTRAINED,
-    color_range,
     colorize,
+    depth_scale,
     png,
     side_by_side,
     write_note,
@@ -27,16 +27,24 @@ from ..core.errors import ConfigError, DataError, ImageError
 from ..core.files import check_new, output_folder, printable, shortened, user_path
 from ..core.image import CameraImage
 from ..core.opencv import cv2
-from ..messages.depth import depth_values
+from ..messages.depth import depth_values, measured
 from ..messages.image_io import to_rgb
 from ..messages.types import parse
 from ..sources.bag import NANOSECONDS, Bag, CameraTopics, camera_topics, is_bag, read
-from ..sources.pictures import RESULTS, Notes, picture_files, read_picture
-from .model import given_camera, load_estimator, print_untrained, save, settings, to_stderr
+from ..sources.pictures import RESULTS, Notes, picture_files, read_picture, read_pixels
+from .model import (
+    chosen_scale,
+    given_camera,
+    load_estimator,
+    print_untrained,
+    save,
+    settings,
+    to_stderr,
+)
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -75,7 +83,8 @@ def predict_files(options: argparse.Namespace) -> int:
     if not files:
         raise ConfigError('\n  '.join(['none of the inputs can be used:', *failures]))
     estimator = load_estimator(depth_config, node_config)
-    begin, done, notes = time.perf_counter(), 0, Notes(to_stderr)
+    answers: dict[str, tuple[NDArray[np.float32], str]] = {}
+    begin, notes = time.perf_counter(), Notes(to_stderr)
     for file, name in zip(files, names, strict=True):
         try:
             rgb = _read_rgb(file, notes)
@@ -87,8 +96,7 @@ def predict_files(options: argparse.Namespace) -> int:
         except DataError as error:
             failures.append(str(error) if str(file) in str(error) else f'{file}: {error}')
             continue
-        done += 1
-        lost = _write(estimator, prediction, folder / name)
+        lost = _write(prediction, folder / name)
         note = f', x {prediction.focal_ratio:.3f} for the focal length' if intrinsics else ''
         note += f'; {lost} pixels do not fit 16 bits' if lost else ''
         known = prediction.depth[np.isfinite(prediction.depth)]
@@ -99,7 +107,9 @@ def predict_files(options: argparse.Namespace) -> int:
             said = f'depth {low:.2f} to {high:.2f} m, median {middle:.2f} m' + (
                 f', none in {missing:.0f} % of the picture' if missing else '')
         print(f'{file} -> {name}_*: {milliseconds:.0f} ms, {said}{note}', flush=True)
-    print(f'{done} of {len(files)} images in {1e3 * (time.perf_counter() - begin):.0f} ms '
+        answers[name] = prediction.patch_depth, f'{file.name}: {said}'
+    _paint(estimator, folder, answers, options)
+    print(f'{len(answers)} of {len(files)} images in {1e3 * (time.perf_counter() - begin):.0f} ms '
           f'with reading and writing, in {folder}')
     notes.close()
     if not estimator.weights.trained:
@@ -127,28 +137,42 @@ def _names(files: Sequence[Path]) -> list[str]:
     return list(names)
 
 
-def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path) -> int:
-    """Write the four files of one image; returns the number of pixels 16 bits cannot hold."""
-    low, high = color_range(estimator.config.depth_span)
-    warning = '' if estimator.weights.trained else UNTRAINED
+def _write(prediction: DepthPrediction, target: Path) -> int:
+    """Write the numbers of one image; returns how many pixels 16 bits cannot hold."""
     millimetres, lost = depth_values(prediction.depth, '16UC1')
-    patches = prediction.patch_depth
-    height, width = prediction.depth.shape
-    side = 640 / max(height, width)
-    patch_picture = np.asarray(cv2.resize(
-        colorize(patches, low, high), (max(1, round(side * width)), max(1, round(side * height))),
-        interpolation=cv2.INTER_NEAREST), np.uint8)
-    if warning:
-        write_warning(patch_picture, warning)
-    if estimator.label:
-        write_note(patch_picture, estimator.label)
-    np.save(array := io.BytesIO(), patches)
-    for ending, content in zip(RESULTS, (
-            png(millimetres), png(side_by_side(
-                prediction.depth, low, high, caption=estimator.label, warning=warning)),
-            png(patch_picture), array.getvalue()), strict=True):
+    np.save(array := io.BytesIO(), prediction.patch_depth)
+    for ending, content in (RESULTS[0], png(millimetres)), (RESULTS[3], array.getvalue()):
         save(target.with_name(target.name + ending), content)
     return lost
+
+
+def _paint(
+    estimator: DepthEstimator, folder: Path,
+    answers: Mapping[str, tuple[NDArray[np.float32], str]], options: argparse.Namespace,
+) -> None:
+    """Write the pictures of all images in the same colours, by the depth in their files.
+
+    Args:
+        estimator: that predicted.
+        folder: with the files of `_write`.
+        answers: by name, the depth of the patches and a caption.
+        options: with --range and --colormap.
+
+    """
+    warning = '' if estimator.weights.trained else UNTRAINED
+    scale = chosen_scale(options, depth_scale(patches for patches, _ in answers.values()))
+    for name, (patches, caption) in answers.items():
+        depth = measured(read_pixels(
+            folder / f'{name}{RESULTS[0]}', cv2.IMREAD_UNCHANGED))
+        patch_picture = np.asarray(cv2.resize(colorize(patches, scale), depth.shape[::-1],
+                                              interpolation=cv2.INTER_NEAREST), np.uint8)
+        if warning:
+            write_warning(patch_picture, warning)
+        if estimator.label:
+            write_note(patch_picture, estimator.label)
+        save(folder / f'{name}{RESULTS[1]}', png(side_by_side(
+            depth, scale, caption=f'{caption}\n{estimator.label}', warning=warning)))
+        save(folder / f'{name}{RESULTS[2]}', png(patch_picture))
 
 
 class NamedFrame(NamedTuple):

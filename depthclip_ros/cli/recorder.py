@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,16 +17,16 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
-from ..color import UNTRAINED, color_range, contact_sheet, png, side_by_side
-from ..messages.depth import depth_values, to_depth
+from ..color import UNTRAINED, VIRIDIS, contact_sheet, depth_scale, png, side_by_side
+from ..core.opencv import cv2
+from ..messages.depth import depth_values, measured, to_depth
 from ..messages.image_io import to_rgb
 from ..messages.types import nanoseconds
-from ..sources.pictures import read_picture
+from ..sources.pictures import read_picture, read_pixels
 from .model import save
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -71,19 +73,20 @@ class Album:
     """Writes frames into a folder, in a thread of its own, and thins them out as they come."""
 
     def __init__(
-        self, folder: Path, limit: int | None, frames: int | None, bins: Sequence[float], *,
-        trained: bool,
+        self, folder: Path, limit: int | None, frames: int | None,
+        limits: tuple[float, float] | None, *, trained: bool, colormap: str = VIRIDIS,
     ) -> None:
         """Begin in a folder that holds nothing of PATTERNS.
 
-        `limit` frames are left at most, of `frames` that come (None: all, and who knows). The
-        ascending `bins` give the colours their scale.
+        `limit` frames are left at most, of `frames` that come (None: all, and who knows). Colours
+        change between the depths `limits` (None: nearly all depth of the run).
         """
         self.numbers: list[int] = []
         self.lost_pixels = 0
         self._folder, self._limit, self._frames = folder, limit, frames
-        self._range = color_range(bins)
-        self._trained = trained
+        self._limits, self._colormap, self._trained = limits, colormap, trained
+        self._depths: dict[int, tuple[NDArray[np.float32], str]] = {}  # some, and the caption
+        self._images = tempfile.TemporaryDirectory()  # until they are shown beside their depth
         self._stride = max(1, -(-frames // limit)) if frames and limit else 1
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._writes: list[Future[None]] = []
@@ -114,6 +117,7 @@ class Album:
         self._writer.shutdown()
         for write in self._writes:
             write.result()
+        self._paint()
         self.numbers.sort()  # a frame whose cloud was late came after its successors
         shown = self.numbers[::-(-len(self.numbers) // OVERVIEW_PICTURES) or 1]
         pictures = [read_picture(self._path('color', n)) for n in shown]
@@ -122,7 +126,8 @@ class Album:
         return sorted(path.name for pattern in PATTERNS for path in self._folder.glob(pattern))
 
     def _remove(self, number: int) -> None:
-        for name in ('depth', 'color', 'cloud'):
+        del self._depths[number]
+        for name in ('depth', 'cloud'):
             self._path(name, number).unlink(missing_ok=True)
 
     def _write(self, frame: Frame) -> None:
@@ -131,19 +136,34 @@ class Album:
         millimetres, lost = depth_values(depth, '16UC1')
         self.lost_pixels += lost
         save(self._path('depth', frame.number), png(millimetres))
-        picture = np.zeros((*depth.shape, 3), np.uint8)
         if frame.image is not None:
-            picture = np.ascontiguousarray(to_rgb(frame.image)[..., ::-1])
+            picture = png(np.ascontiguousarray(to_rgb(frame.image)[..., ::-1]))
+            save(self._image(frame.number), picture)
             if not (self._folder / INPUT).exists():
-                save(self._folder / INPUT, png(picture))
+                save(self._folder / INPUT, picture)
         caption = f'frame {frame.number}   stamp {1e-9 * stamp:.3f} s'
         if frame.latency is not None:
             caption += f'   latency {1e3 * frame.latency:.0f} ms'
-        save(self._path('color', frame.number), png(side_by_side(
-            depth, *self._range, picture, caption, '' if self._trained else UNTRAINED)))
+        self._depths[frame.number] = depth[::8, ::8], caption
         if frame.cloud is not None:
             save(self._path('cloud', frame.number),
                  ply(cloud_points(frame.cloud), trained=self._trained))
+
+    def _paint(self) -> None:
+        """Put all images beside their depth, in the same colours."""
+        scale = depth_scale((depth for depth, _ in self._depths.values()), self._colormap)
+        if self._limits:
+            scale = scale._replace(low=self._limits[0], high=self._limits[1])
+        for number, (_, caption) in self._depths.items():
+            depth = measured(read_pixels(self._path('depth', number), cv2.IMREAD_UNCHANGED))
+            image = read_picture(self._image(number)) if self._image(number).exists() \
+                else np.zeros((*depth.shape, 3), np.uint8)
+            save(self._path('color', number), png(side_by_side(
+                depth, scale, image, caption, '' if self._trained else UNTRAINED)))
+        self._images.cleanup()
+
+    def _image(self, number: int) -> Path:
+        return Path(self._images.name, f'{number}.png')
 
     def _path(self, name: str, number: int) -> Path:
         return self._folder / f'{name}_{number:03d}.{"ply" if name == "cloud" else "png"}'

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..color import UNTRAINED, WARNING_HEIGHT, png
+from ..color import UNTRAINED, WARNING_HEIGHT, bins_scale, png
 from ..core.camera import CameraModel, stretch_notice
 from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipError, ImageError
 from ..core.files import check_new, output_folder, shortened
@@ -21,6 +21,7 @@ from ..core.opencv import cv2
 from ..overlay import answer_words, depth_words, draw, photo_size, scene_words
 from ..sources.pictures import Notes, webcam_frames
 from .model import (
+    chosen_scale,
     given_camera,
     has_display,
     load_estimator,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
-    from ..color import Picture
+    from ..color import Picture, Scale
     from ..core.estimator import DepthEstimator
     from ..core.prediction import DepthPrediction
     from ..figures import Place
@@ -62,6 +63,7 @@ class Seen(NamedTuple):
     estimator: DepthEstimator
     camera: CameraModel | None  # if it is known
     live: bool  # replaced as soon as there is another
+    scale: Scale  # of the colours of depth
 
     @property
     def warning(self) -> str:
@@ -74,12 +76,6 @@ class Seen(NamedTuple):
         return ', '.join(filter(None, (self.warning, self.image.name,
                                        scene_words(self.prediction), self.estimator.label)))
 
-    @property
-    def span(self) -> tuple[float, float]:
-        """Depths between which everything lies that the words can say [m]."""
-        low, high = self.estimator.config.depth_span
-        return low * self.prediction.focal_ratio, high * self.prediction.focal_ratio
-
     def answers(self, place: Place) -> str:
         """Depth of a patch, and the words that answer most there, on one line."""
         said = depth_words(self.prediction, *place).replace('\n', ' ')
@@ -88,7 +84,8 @@ class Seen(NamedTuple):
     def painted(self, place: Place | None = None) -> Picture:
         """The picture that the node publishes as depth/words, BGR."""
         return draw(self.image.rgb, self.prediction, self.estimator.config, place,
-                    [*filter(None, (self.image.name, self.estimator.label))], self.warning)
+                    [*filter(None, (self.image.name, self.estimator.label))], self.warning,
+                    self.scale)
 
 
 def view(options: argparse.Namespace) -> int:
@@ -123,7 +120,8 @@ def view(options: argparse.Namespace) -> int:
                     image.rgb.shape, depth.input_size))
                 camera = given(width, height) or _own_camera(image, rectified=node.rectified)
                 prediction = estimator.predict(CameraImage(image.rgb, camera))
-                seen = Seen(shown + 1, image, prediction, estimator, camera, live)
+                seen = Seen(shown + 1, image, prediction, estimator, camera, live, chosen_scale(
+                    options, bins_scale(estimator.config.depth_span, prediction.focal_ratio)))
                 wanted = [show(seen) for show in shows]
             except DataError as error:
                 skip(DataError(error.condition, f'{image.name}: {error}'))
@@ -174,7 +172,7 @@ def _pictures(path: str, points: Sequence[Point]) -> Show:
                 figures.responses(
                     figures.sample_of(seen.image.rgb, prediction, seen.estimator.config),
                     seen.title, {place: depth_words(prediction, *place) for place in places},
-                    seen.span).savefig(stream, format='png', dpi=DPI)
+                    seen.scale).savefig(stream, format='png', dpi=DPI)
         save(file, stream.getvalue() or png(seen.painted()))
         print(f'{file}: {seen.title}', *(f'  {seen.answers(place)}' for place in places),
               sep='\n', flush=True)

@@ -103,7 +103,7 @@ def _log(rr: Any, stream: Any, seen: Seen, points: Sequence[Point]) -> None:
             prediction.weights[(slice(None), *place)], color=color) if place else
             rr.Clear(recursive=False))  # or the image's before would stay
     log('depth', rr.DepthImage(known(prediction.depth), meter=1.0, colormap='spectral',
-                               depth_range=seen.span))
+                               depth_range=seen.scale[:2]))
     stddev = prediction.stddev()
     if stddev is not None:
         log('stddev', rr.DepthImage(stddev, meter=1.0, colormap='magma'))

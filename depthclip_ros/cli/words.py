@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import figures
 from ..calibrate.recordings import spread_evenly
-from ..color import UNTRAINED, color_range
+from ..color import UNTRAINED, bins_scale
 from ..core.camera import stretch_notice
 from ..core.errors import ConfigError, quoted
 from ..core.files import check_new, output_folder
@@ -212,8 +212,8 @@ def _figures(folder: Path, sets: Sequence[WordSet]) -> list[Block]:
     shown = [pictures[i] for i in spread_evenly(len(pictures), PICTURES)]
     with figures.look():
         parts.append(Heading('Depth with the words'))
-        spans = [color_range(one.config.depth_span) for one in sets]
-        limits = min(span[0] for span in spans), max(span[1] for span in spans)
+        spans = zip(*(one.config.depth_span for one in sets), strict=True)
+        scale = bins_scale((min(next(spans)), max(next(spans))))
         if len(pictures) > 1:
             said = [one.said[np.isfinite(one.said)] for one in sets]
             every = np.concatenate([*said, *(one.config.bins for one in sets)])
@@ -231,7 +231,7 @@ def _figures(folder: Path, sets: Sequence[WordSet]) -> list[Block]:
                 stem = f'{number}_{one.name.lower()}'
                 add(f'bars_{stem}.png', figures.responses(
                         answer, figures.short(answer.name), figures.spots_of(answer, places),
-                        limits),
+                        scale),
                     f'Words {one.name} in {"" if one is sets[0] else "the same "}four patches of '
                     f'{answer.name}', f'Depth by all sets is on one scale. {figures.RESPONSES}')
                 add(f'maps_{stem}.png', figures.maps(answer, one.label),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import overlay
-from ..color import UNTRAINED, color_range, colorize, write_note, write_warning
+from ..color import UNTRAINED, bins_scale, colorize, write_note, write_warning
 from ..core.camera import CameraModel
 from ..core.opencv import cv2
 from .frame import Answer
@@ -85,9 +85,13 @@ def _rays(model: CameraModel, h: int, w: int) -> Float32:
 
 
 def _color(make: Make, answer: Answer) -> Any:
-    """Red at the first bin to blue at the last (bgr8); only while subscribed."""
+    """Bright at the first bin to dark at the last, by the logarithm (bgr8), grey where unknown.
+
+    A colour is the same depth for as long as bins and camera are; only while subscribed.
+    """
     estimator = answer.estimator
-    picture = colorize(answer.prediction.depth, *color_range(estimator.config.depth_span))
+    picture = colorize(answer.prediction.depth, bins_scale(
+        estimator.config.depth_span, answer.prediction.focal_ratio))
     if not estimator.weights.trained:
         write_warning(picture, UNTRAINED)
     if estimator.label:

@@ -75,6 +75,7 @@ def contents(summary: Summary, pictures: Mapping[str, Sequence[Picture]]) -> lis
                 f'{data.origin or "images of unknown origin"}', 1),
         Text(f'{data.evaluated} images, {data.split} ({data.format}); {summary.created}.'),
         *(Text(warning, warning=True) for warning in warnings),
+        tables.badge(summary), *pictures.get('gains', ()),
         tables.headline(summary), Text(summary.verdict.text),
         *(block for heading, inner in sections.items() if inner
           for block in (Heading(heading), *inner))]

@@ -14,6 +14,7 @@ from depthclip_ros.figures import (
     PREDICTED,
     PREDICTIONS,
     RESPONSES,
+    TRUTH,
     density,
     distributions,
     look,
@@ -22,16 +23,18 @@ from depthclip_ros.figures import (
     quantile,
     responses,
     save,
+    scale_of,
     short,
     spots_of,
 )
-from offline_eval.metrics import PAPER_METRICS, SYMBOLS
+from offline_eval.metrics import PAPER_METRICS, SYMBOLS, heading, unit
 from offline_eval.report.tables import class_name
 from offline_eval.results import ALL, ROLES, Results, Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_READINGS = {'better': TRUTH, 'worse': PREDICTED}
 _LEAST_SHARE = 1e-3  # of the pixels, for a bin of true depth to have its error drawn
 
 
@@ -48,16 +51,21 @@ def draw(folder: Path, results: Results) -> dict[str, list[Picture]]:
     """
     summary, histograms = results.summary, results.summary.histograms
     bins = [float(b) for b in summary.config.get('bins', [])]
+    scale = scale_of(results.samples)
     ranks = list(zip_longest(*map(results.of_role, ROLES)))
     with look():
         return {
+            'gains': [save(
+                folder, 'gains.svg', gains(summary), 'Gains over every control',
+                'In δ1 and rmse; to the right of the line the method is better. Bars: intervals, '
+                'all of which hold together with 95 %; of one that crosses the line nothing can '
+                'be told.')] if summary.verdict.comparisons else [],
             'depths': [save(
                 folder, 'depths.svg', depths(summary), 'Predicted against true depth',
                 'All counted pixels. Left: how many there are of every pair of true and predicted '
-                'depth; the dashed line is the truth, the dotted ones are the first and the last '
-                'depth bin, beyond which no word can say anything. Right: prediction minus truth, '
-                'its median and the middle 80 % at every true depth; grey: what the one constant '
-                'of the best rmse errs by.')],
+                'depth; no word can say anything beyond the first and the last bin. Right: '
+                'prediction minus truth at every true depth, beside what the one constant of the '
+                'best rmse errs by.')],
             'distributions': [save(
                 folder, 'distributions.svg', distributions(
                     histograms.edges, {_class(scene, summary): counts for scene, counts
@@ -65,19 +73,18 @@ def draw(folder: Path, results: Results) -> dict[str, list[Picture]]:
                     [bins] * len(histograms.counts), 'true depth (m)', class_name(ALL)),
                 'Depth distributions of the scene classes',
                 'True depth of all counted pixels, per scene class, from the nearest class to the '
-                'farthest, as in the paper’s Figure 3. In brackets: number of images. Grey '
-                'outline: all classes. Dashed: the class’s median. Orange marks below: the '
-                f'{len(bins)} depth bins; no prediction is nearer than the first or farther than '
-                'the last.')],
+                'farthest, as in the paper’s Figure 3. In brackets: number of images. No '
+                'prediction is nearer than the first bin or farther than the last.')],
             'predictions': [save(
                 folder, f'predictions_{rank}.png', predictions(
-                    [s for s in samples if s is not None], {m: SYMBOLS[m] for m in PAPER_METRICS}),
+                    [s for s in samples if s is not None], {
+                        m: f'{SYMBOLS[m]} {{:.3f}}{unit(m)}' for m in PAPER_METRICS}, scale),
                 f'Predictions beside the ground truth{f", continued ({rank})" * (rank > 1)}',
                 f'The best, the median and the worst of {summary.data.evaluated} images by δ1. '
                 f'{PREDICTIONS}') for rank, samples in enumerate(ranks, 1)],
             'responses': [save(
                 folder, f'responses_{role}.png', responses(
-                    sample, short(sample.name), spots_of(sample)),
+                    sample, short(sample.name), spots_of(sample), scale),
                 f'Responses of the {len(sample.bins)} words, {role} image ({sample.label})',
                 RESPONSES)
                 for role in ('median', 'best', 'worst')  # the median image is the typical one
@@ -96,26 +103,50 @@ def depths(summary: Summary) -> Figure:
     figure = new_figure(2.7)
     left, right = figure.subplots(1, 2)
     picture = left.imshow(
-        np.where(joint > 0, joint / joint.sum(), np.nan).T, origin='lower', cmap='viridis_r',
+        np.where(joint > 0, joint / joint.sum(), np.nan).T, origin='lower', cmap='Blues',
         norm=LogNorm(vmin=1e-6), extent=(edges[0], edges[-1], edges[0], edges[-1]),
         interpolation='none')
-    left.plot(edges[[0, -1]], edges[[0, -1]], 'k--', lw=0.8)
-    for end in ([bins[0], bins[-1]] if bins else []):
-        left.axhline(end, color='black', lw=0.8, ls=':')
+    left.plot(edges[[0, -1]], edges[[0, -1]], 'k--', lw=0.8, label='truth')
+    left.hlines(bins[:1] + bins[-1:], *edges[[0, -1]], color=PREDICTED, lw=1, ls=':',
+                label='first, last bin')
+    left.legend(loc='upper left', bbox_to_anchor=(0, 0.95))
     left.set(xlim=(0, last), ylim=(0, max([last, *(1.03 * b for b in bins)])),
              xlabel='true depth (m)', ylabel='predicted depth (m)')
-    figure.colorbar(picture, ax=left, label='share of the pixels')
+    figure.colorbar(picture, ax=left, label='share of the pixels',
+                    format=lambda share, _: f'{100 * share:g} %')
     known = np.flatnonzero(joint.sum(1) >= _LEAST_SHARE * joint.sum())
     low, middle, high = (np.array([quantile(edges, density(edges, joint[k]), q) - middles[k]
                                    for k in known]) for q in (0.1, 0.5, 0.9))
-    right.fill_between(middles[known], low, high, color=PREDICTED, alpha=0.25, lw=0)
-    right.plot(middles[known], middle, color=PREDICTED, label='method')
+    right.fill_between(middles[known], low, high, color=PREDICTED, alpha=0.25, lw=0,
+                       label='middle 80 %')
+    right.plot(middles[known], middle, color=PREDICTED, label='method, median')
     if constant is not None:
         right.plot(middles[known], constant - middles[known], color='#777777', ls='--', lw=0.9,
                    label=f'constant {constant:.2f} m')
     right.axhline(0, color='black', lw=0.6)
     right.set(xlim=(0, last), xlabel='true depth (m)', ylabel='prediction − truth (m)')
     right.legend()
+    return figure
+
+
+def gains(summary: Summary) -> Figure:
+    """How far the method is above every control, with intervals: one row each."""
+    comparisons = summary.verdict.comparisons
+    figure = new_figure(0.17 * len(comparisons) + 0.6)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, metric in zip(panels, ('d1', 'rmse'), strict=True):
+        axes.axvline(0, color='black', lw=0.8)
+        for row, comparison in enumerate(comparisons):
+            gain, interval = comparison.gains[metric], comparison.intervals.get(metric)
+            color = _READINGS.get(interval.reading() if interval else '', '#777777')
+            axes.plot(gain, row, 'o', color=color, ms=3.5)
+            if interval:
+                axes.plot((interval.low, interval.high), (row, row), color=color, lw=1.6)
+        axes.set(xlabel=f'gain in {heading(metric)[:-2]}',
+                 ylim=(len(comparisons) - 0.5, -0.5))
+        axes.grid(axis='y', color='#dddddd', lw=0.5)
+        axes.set_axisbelow(True)
+    panels[0].set_yticks(range(len(comparisons)), [short(c.name) for c in comparisons])
     return figure
 
 

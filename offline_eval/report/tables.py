@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from depthclip_ros.core.errors import quoted
-from depthclip_ros.document import Quiet, Small, Strong, Table
+from depthclip_ros.document import Quiet, Small, Strong, Table, Text
 from offline_eval.metrics import (
     HIGHER_IS_BETTER,
     MEANINGS,
@@ -23,6 +23,8 @@ from offline_eval.results import ALL, Comparison, Interval, Row, Summary
 from offline_eval.statistics import BEST_CONSTANT
 
 PUBLISHED = 'Italics: published numbers, not measured in this run.'
+#: Controls that see the image, with other words.
+LOOKING = {'shuffled words', 'random words'}
 INTERVALS = 'Small: bootstrap 95 % intervals; whole scenes are drawn, where the data name them.'
 
 
@@ -86,6 +88,25 @@ def _published(summary: Summary, table: str) -> list[Row]:
 
 def _lines(rows: Sequence[Row], style: type[str] = str) -> list[Line]:
     return [Line(row.name, row.metrics, style, row.note) for row in rows]
+
+
+def badge(summary: Summary) -> Text:
+    """Whether the method beats, in δ1 and rmse, every answer that does not look at the image."""
+    seeing = {row.name for row in summary.rows if row.group == 'foreign'} | LOOKING
+    oracles = {row.name for row in summary.rows if row.note.startswith('oracle')}
+    controls = [c for c in summary.verdict.comparisons if c.name not in seeing]
+    answer, why, badge = 'yes', f'all {len(controls)}, in δ1 and in rmse', 'yes'
+    if not all(m in c.intervals for c in controls for m in ('d1', 'rmse')):
+        answer, why, badge = 'cannot tell', 'too few scenes for intervals', 'open'
+    else:
+        for reading, *outcome in (
+                ('not distinguishable', 'cannot tell', 'open'), ('worse', 'no', 'no')):
+            if names := [c.name + ' (an oracle)' * (c.name in oracles) for c in controls
+                         if reading in {c.intervals[m].reading() for m in ('d1', 'rmse')}]:
+                answer, badge = outcome
+                why = f'in δ1 or rmse it is {reading} beside {", ".join(names)}'
+    return Text(f'Better than every answer that does not look at the image: {answer} ({why}).',
+                badge=badge)
 
 
 def headline(summary: Summary) -> Table:
