@@ -47,13 +47,7 @@ class Scale(NamedTuple):
     colormap: str = VIRIDIS
 
     def ticks(self, median: float = math.nan, least: float = 0.12) -> list[float]:
-        """Depths to label in metres: the ends, the median, and round ones.
-
-        Args:
-            median: of the depth; one that is beyond the ends is left out.
-            least: distance between labels, as a share of the scale.
-
-        """
+        """Depths to label in metres, so far apart: the ends, a median between, round ones."""
         labels = [self.low, self.high]
         exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)))
         for metres in (median, *(m * 10.0 ** e for m in (1, 2, 5, 3, 7, 1.5) for e in exponents)):
@@ -100,20 +94,18 @@ def colorize(depth: NDArray[np.floating[Any]], scale: Scale) -> Picture:
 
 
 def bins_scale(span: tuple[float, float], ratio: float = 1.0, colormap: str = VIRIDIS) -> Scale:
-    """Scale of depth that is a mean of bins: the same for as long as the camera is.
-
-    Args:
-        span: least and greatest bin [m].
-        ratio: of the focal length to that of the bins.
-        colormap: one of COLORMAPS.
-
-    """
+    """Scale between the ends of bins in metres, times the camera's `focal_ratio`: it is steady."""
     low, high = span if span[0] < span[1] else (span[0] / 2, span[1] * 2)
     return Scale(low * ratio, high * ratio, colormap)
 
 
-def depth_scale(depths: Iterable[NDArray[np.floating[Any]]], colormap: str = VIRIDIS) -> Scale:
-    """Scale of nearly all known depth of a run, 2 to 98 % of it."""
+def depth_scale(
+    depths: Iterable[NDArray[np.floating[Any]]], colormap: str = VIRIDIS,
+    limits: tuple[float, float] | None = None,
+) -> Scale:
+    """Scale between limits in metres; None: of nearly all known depth of a run, 2 to 98 %."""
+    if limits:
+        return Scale(*limits, colormap)
     known = np.concatenate([np.empty(0), *(d[np.isfinite(d) & (d > 0)] for d in depths)])
     low, high = (float(v) for v in np.percentile(known, (2, 98))) if known.size else (1.0, 2.0)
     return Scale(low, max(high, 1.05 * low), colormap)
@@ -125,11 +117,13 @@ def color_bar(scale: Scale, height: int, median: float = math.nan) -> Picture:
     bar, across, length = canvas(height, BAR_WIDTH), BAR_WIDTH // 6, max(1, height - 2 * margin)
     ramp = np.geomspace(scale.high, scale.low, length)
     bar[margin:margin + length, :across] = colorize(ramp[:, None], scale)
+
+    def row(metres: float) -> int:
+        return margin + round((1 - scale.share(metres)) * (length - 1))
+    if scale.low <= median <= scale.high:
+        bar[max(0, row(median) - 1):row(median) + 2, :across + 4] = FOREGROUND
     for metres in scale.ticks(median, least=min(1.0, 18 / length)):
-        row = margin + round((1 - scale.share(metres)) * (length - 1))
-        if metres == median:
-            bar[max(0, row - 1):row + 2, :across + 4] = FOREGROUND
-        put_text(bar, f'{round(metres, 2):g} m', (across + 6, row + 5), 0.48,
+        put_text(bar, f'{round(metres, 2):g} m', (across + 6, row(metres) + 5), 0.48,
                  thickness=2 if metres == median else 1)
     return bar
 

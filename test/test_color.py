@@ -49,7 +49,7 @@ def test_no_depth_is_no_colour_of_the_scale(colormap):
 
 def test_a_room_shows_its_parts_and_equal_ratios_of_depth_are_equal_steps():
     """Within bins of 0.5 to 9 m, too; by default darker is farther, everywhere."""
-    for scale, least in ((color.depth_scale(np.linspace(0.7, 2.1, 99)), 60),
+    for scale, least in ((color.depth_scale([np.linspace(0.7, 2.1, 99)]), 60),
                          (color.bins_scale((0.5, 9.0)), 25)):
         near, far = color.colorize(np.array([[1.0, 2.0]]), scale)[0]
         assert difference(near, far) > least
@@ -57,15 +57,17 @@ def test_a_room_shows_its_parts_and_equal_ratios_of_depth_are_equal_steps():
     assert (np.diff(grey) <= 0).all()
     assert np.ptp(grey) > 150
     assert SCALE.share(3 ** 0.5) == pytest.approx(0.5)
+    middle, = cv2.applyColorMap(np.uint8([[128]]), cv2.COLORMAP_VIRIDIS)[0]
+    assert difference(color.colorize(np.array([[3 ** 0.5]]), SCALE)[0, 0], middle) < 3
 
 
 def test_a_live_scale_depends_on_bins_and_camera_and_that_of_a_run_on_nearly_all_depth():
     assert color.bins_scale((1.0, 3.0), 2.0, 'turbo') == (2.0, 6.0, 'turbo')
     assert color.bins_scale((2.0, 2.0))[:2] == (1.0, 4.0)
     depth = np.concatenate([np.full(100, np.nan), np.geomspace(1, 2, 1000), [90.0, np.inf]])
-    assert color.depth_scale(depth)[:2] == pytest.approx((1.0, 2.0), rel=0.03)
+    assert color.depth_scale([depth])[:2] == pytest.approx((1.0, 2.0), rel=0.03)
     for nothing in (np.full(3, np.nan), np.full(3, 2.0)):
-        color.colorize(nothing[None], color.depth_scale(nothing))
+        color.colorize(nothing[None], color.depth_scale([nothing]))
 
 
 @pytest.mark.parametrize(('low', 'high', 'height', 'median', 'labels'), [
@@ -78,6 +80,7 @@ def test_the_bar_has_metres_at_its_ends_and_at_the_median(
     monkeypatch.setattr(
         color, 'put_text', lambda _, text, origin, *__, **___: written.update({text: origin[1]}))
     bar = color.color_bar(color.Scale(low, high), height, median)
+    assert (bar[:, :5] == color.FOREGROUND).all(axis=2).any() == (low < median < high)  # its mark
     assert len(bar) == height
     margin = min(12, height // 4)
     assert (bar[-1 - margin, 3] == NEAR).all()

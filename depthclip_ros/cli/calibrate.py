@@ -23,7 +23,6 @@ from ..core.image import CameraImage
 from ..sources.camera_info import CameraCalibration
 from .model import (
     check_for_ros,
-    chosen_scale,
     load_estimator,
     parameter_file,
     print_untrained,
@@ -127,8 +126,8 @@ def calibrate(options: argparse.Namespace) -> int:
     estimator.reconfigure(depth)
     after = _depths(estimator, shown, _SHOWN)
     save(picture, draw_examples([(frame.rgb, (*depths, frame.depth)) for frame, depths in zip(
-        shown, zip(before, after, strict=True), strict=True)], chosen_scale(
-            options, depth_scale(frame.depth for frame in shown))))
+        shown, zip(before, after, strict=True), strict=True)], depth_scale(
+            (frame.depth for frame in shown), options.colormap, options.range)))
     save_page(html, contents(
         fitted, recording, views(thumbnails),
         f'{estimator.weights.name} on {estimator.device}, {estimator.precision}', warnings,

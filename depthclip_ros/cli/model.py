@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..color import UNTRAINED, Scale
+from ..color import UNTRAINED
 from ..core.camera import notices_of
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError
@@ -79,12 +79,6 @@ def print_untrained() -> None:
 def to_stderr(message: str) -> None:
     """Progress goes to stderr; stdout is for results."""
     print(message, file=sys.stderr, flush=True)
-
-
-def chosen_scale(options: argparse.Namespace, scale: Scale) -> Scale:
-    """This one, but for what --range and --colormap choose."""
-    low, high = options.range or scale[:2]
-    return Scale(low, high, options.colormap)
 
 
 def has_display() -> bool:

@@ -33,7 +33,6 @@ from ..messages.types import parse
 from ..sources.bag import NANOSECONDS, Bag, CameraTopics, camera_topics, is_bag, read
 from ..sources.pictures import RESULTS, Notes, picture_files, read_picture, read_pixels
 from .model import (
-    chosen_scale,
     given_camera,
     load_estimator,
     print_untrained,
@@ -160,7 +159,8 @@ def _paint(
 
     """
     warning = '' if estimator.weights.trained else UNTRAINED
-    scale = chosen_scale(options, depth_scale(patches for patches, _ in answers.values()))
+    scale = depth_scale((patches for patches, _ in answers.values()), options.colormap,
+                        options.range)
     for name, (patches, caption) in answers.items():
         depth = measured(read_pixels(
             folder / f'{name}{RESULTS[0]}', cv2.IMREAD_UNCHANGED))

@@ -84,7 +84,7 @@ class Album:
         self.numbers: list[int] = []
         self.lost_pixels = 0
         self._folder, self._limit, self._frames = folder, limit, frames
-        self._limits, self._colormap, self._trained = limits, colormap, trained
+        self._colors, self._trained = (colormap, limits), trained
         self._depths: dict[int, tuple[NDArray[np.float32], str]] = {}  # some, and the caption
         self._images = tempfile.TemporaryDirectory()  # until they are shown beside their depth
         self._stride = max(1, -(-frames // limit)) if frames and limit else 1
@@ -136,11 +136,12 @@ class Album:
         millimetres, lost = depth_values(depth, '16UC1')
         self.lost_pixels += lost
         save(self._path('depth', frame.number), png(millimetres))
+        picture = np.zeros((*depth.shape, 3), np.uint8)
         if frame.image is not None:
-            picture = png(np.ascontiguousarray(to_rgb(frame.image)[..., ::-1]))
-            save(self._image(frame.number), picture)
+            picture = np.ascontiguousarray(to_rgb(frame.image)[..., ::-1])
             if not (self._folder / INPUT).exists():
-                save(self._folder / INPUT, picture)
+                save(self._folder / INPUT, png(picture))
+        save(Path(self._images.name, f'{frame.number}.png'), png(picture))
         caption = f'frame {frame.number}   stamp {1e-9 * stamp:.3f} s'
         if frame.latency is not None:
             caption += f'   latency {1e3 * frame.latency:.0f} ms'
@@ -151,19 +152,13 @@ class Album:
 
     def _paint(self) -> None:
         """Put all images beside their depth, in the same colours."""
-        scale = depth_scale((depth for depth, _ in self._depths.values()), self._colormap)
-        if self._limits:
-            scale = scale._replace(low=self._limits[0], high=self._limits[1])
+        scale = depth_scale((depth for depth, _ in self._depths.values()), *self._colors)
         for number, (_, caption) in self._depths.items():
             depth = measured(read_pixels(self._path('depth', number), cv2.IMREAD_UNCHANGED))
-            image = read_picture(self._image(number)) if self._image(number).exists() \
-                else np.zeros((*depth.shape, 3), np.uint8)
+            image = read_picture(Path(self._images.name, f'{number}.png'))
             save(self._path('color', number), png(side_by_side(
                 depth, scale, image, caption, '' if self._trained else UNTRAINED)))
         self._images.cleanup()
-
-    def _image(self, number: int) -> Path:
-        return Path(self._images.name, f'{number}.png')
 
     def _path(self, name: str, number: int) -> Path:
         return self._folder / f'{name}_{number:03d}.{"ply" if name == "cloud" else "png"}'

@@ -21,7 +21,6 @@ from ..core.opencv import cv2
 from ..overlay import answer_words, depth_words, draw, photo_size, scene_words
 from ..sources.pictures import Notes, webcam_frames
 from .model import (
-    chosen_scale,
     given_camera,
     has_display,
     load_estimator,
@@ -120,8 +119,9 @@ def view(options: argparse.Namespace) -> int:
                     image.rgb.shape, depth.input_size))
                 camera = given(width, height) or _own_camera(image, rectified=node.rectified)
                 prediction = estimator.predict(CameraImage(image.rgb, camera))
-                seen = Seen(shown + 1, image, prediction, estimator, camera, live, chosen_scale(
-                    options, bins_scale(estimator.config.depth_span, prediction.focal_ratio)))
+                seen = Seen(shown + 1, image, prediction, estimator, camera, live, bins_scale(
+                    options.range or estimator.config.depth_span,
+                    1.0 if options.range else prediction.focal_ratio, options.colormap))
                 wanted = [show(seen) for show in shows]
             except DataError as error:
                 skip(DataError(error.condition, f'{image.name}: {error}'))
