@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections import Counter
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -489,6 +491,28 @@ def test_a_graph_that_holds_nothing_is_refused(plain):
     trunk = plain()._encoder.trunk
     with pytest.raises(EngineError, match='other features'), Elsewhere() as machine:
         GraphedTrunk(trunk, engine.known_image((96, 128)), 1, machine)
+
+
+def test_one_capture_at_a_time_in_a_process(state_dict):
+    """CUDA takes one: a second thread's waits, whichever GPU and trunk it is for."""
+    barrier, met = threading.Barrier(2), []
+
+    class Meeting(Machine):
+        @contextmanager
+        def graph(self, graph, **options):
+            with suppress(threading.BrokenBarrierError):
+                barrier.wait(1.0)  # the most that the other one has to come, and be wrong
+                met.append(self)
+            with super().graph(graph, **options):
+                yield
+
+    def prepare(home):
+        trunk = build_image_encoder(state_dict, 'reference').trunk
+        with Meeting(home) as machine:
+            return GraphedTrunk(trunk, engine.known_image((96, 128)), 1, machine)
+    with ThreadPoolExecutor(2) as pool:
+        assert len(list(pool.map(prepare, (0, 1)))) == 2
+    assert not met
 
 
 def test_warm_up_prepares_every_number_of_cameras(build, monkeypatch):

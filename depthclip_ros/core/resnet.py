@@ -10,7 +10,7 @@ In float32 most 3x3 convolutions take Winograd's algorithm instead, faster than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -153,28 +153,19 @@ class FoldedResNet(nn.Module):
         return x
 
 
-def replaced(network: nn.Module, replace: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """The same network, on the same tensors, with others for its convolutions and pools."""
+def fused(network: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """The same network with oneDNN for every convolution and what follows it; for CPUs.
+
+    It is fast for images of `size` (height, width), and shares all other tensors.
+    """
     network = deepcopy(network, {id(tensor): tensor for tensor in network.buffers()})
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, (Convolution, nn.AvgPool2d)):
-                setattr(parent, name, replace(child))
+            if isinstance(child, Convolution):
+                height, width = (side // child.reduction for side in size)
+                kind = WinogradConvolution if pays(child, height, width) else OneDnnConvolution
+                setattr(parent, name, kind(child, (height, width)))
     return network
-
-
-def fused(network: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """The same with oneDNN for every convolution and what follows it; for CPUs.
-
-    It is fast for images of `size` (height, width).
-    """
-    def fuse(operation: nn.Module) -> nn.Module:
-        if not isinstance(operation, Convolution):
-            return operation
-        height, width = (side // operation.reduction for side in size)
-        return (WinogradConvolution if pays(operation, height, width) else OneDnnConvolution)(
-            operation, (height, width))
-    return replaced(network, fuse)
 
 
 def _fold(
