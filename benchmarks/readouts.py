@@ -71,7 +71,7 @@ class Model:
         self.estimator = DepthEstimator(
             config.replace(features=known, temperature=1.0), weights, 'cpu')
         if features == 'crops':
-            self.estimator._encoder = CropFeatures(weights[1])  # noqa: SLF001
+            self.estimator.model.encoder = CropFeatures(weights[1])
         self._bins = torch.tensor(config.bins)
         self._text = torch.from_numpy(self.estimator.text_features)
         self.temperature = 1.0

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depthclip_ros.core import DepthEstimator
+from depthclip_ros.core.backbone import Maps
 from depthclip_ros.core.engine import one_thread
-from depthclip_ros.core.estimator import Maps
 from depthclip_ros.core.projection import (
     mean_of_passes,
     read_out,

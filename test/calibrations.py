@@ -28,7 +28,7 @@ def arrays_for(estimator, **changes):
     arrays = {
         'bias': 0.0, 'spread': spread, 'knots': [[0, 1], [0, 0]],
         'rays': camera.patch_rays(*estimator.grid)[..., :2],
-        **no_kernel(estimator._channels), **changes}
+        **no_kernel(estimator.model.channels), **changes}
     rays = np.reshape(arrays['rays'], (-1, np.shape(arrays['rays'])[-1]))[:, :2]
     arrays.setdefault('bounds', [rays.min(axis=0), rays.max(axis=0)])
     return {name: np.asarray(values, np.float32) for name, values in arrays.items()}

@@ -153,7 +153,7 @@ def test_what_was_fitted_in_8_bits_is_for_8_bits_alone(estimator, fitted, runs, 
     refused = pytest.raises(CalibrationError, match=f'precision is {runs!r}')
     with nullcontext() if fits else refused:
         calibration.check(CONFIG, estimator.weights.digest, runs, estimator.grid,
-                          estimator._channels)
+                          estimator.model.channels)
 
 
 def test_a_bad_file_changes_nothing(estimator, use, tmp_path):
@@ -198,17 +198,17 @@ def test_a_file_that_is_made_anew_under_its_name_counts(estimator, tmp_path):
 
 def test_a_patch_without_features_costs_no_other_its_depth(estimator, use):
     use(calibrations.random_arrays(estimator))
-    expected, trunk = estimator.predict(IMAGES[0]), estimator._encoder.trunk
+    expected, trunk = estimator.predict(IMAGES[0]), estimator.model.encoder.trunk
 
     def hole(images):
         features = trunk(images).clone()
         features[:, :, 0, 0] = 0.0
         return features
-    estimator._encoder.trunk = Work(hole)
+    estimator.model.encoder.trunk = Work(hole)
     try:
         found = estimator.predict(IMAGES[0])
     finally:
-        estimator._encoder.trunk = trunk
+        estimator.model.encoder.trunk = trunk
     for values, before in ((found.patch_depth, expected.patch_depth),
                            (found.patch_stddev, expected.patch_stddev)):
         assert np.flatnonzero(np.isnan(values)).tolist() == [0]

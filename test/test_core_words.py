@@ -23,6 +23,7 @@ from depthclip_ros.core import words as words_module
 from depthclip_ros.core.backbone import AttentionPool
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.config import PAPER_BINS
+from depthclip_ros.core.preprocess import NORMALIZATIONS
 from depthclip_ros.core.words import (
     Scene,
     cached_features,
@@ -208,7 +209,7 @@ def estimator(scenic):
 
 def test_probabilities_are_clips_own_at_its_own_size(estimator, state_dict):
     """Zero-shot classification as OpenAI shows it, on these very pixels."""
-    mean, deviation = (np.array(v) for v in estimator_module.NORMALIZATIONS['imagenet'])
+    mean, deviation = map(np.array, NORMALIZATIONS['imagenet'])
     batch = torch.from_numpy(np.stack([(i / 255 - mean) / deviation for i in RGB])).float()
     with torch.no_grad():
         image = import_clip().model.build_model(dict(state_dict)).float().encode_image(

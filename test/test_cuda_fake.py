@@ -88,8 +88,10 @@ def move(made, move_tensor, state_dict, corrected):
         pool = copy.deepcopy(settings.pool)
     encoder = encoder._apply(move_tensor)
     encoder.trunk, encoder.dtype = encoder.trunk.to(torch.float16), torch.float16
-    made._encoder, made.device = encoder, GPU
-    made._scale, made._shift = map(move_tensor, (made._scale, made._shift))
+    made.model.encoder, made.device, preprocess = encoder, GPU, made.model.preprocess
+    preprocess._device = GPU
+    preprocess._scale, preprocess._shift = map(
+        move_tensor, (preprocess._scale, preprocess._shift))
     made._settings = settings._replace(
         calibration=corrected, pool=pool and pool._apply(move_tensor),
         text=move_tensor(settings.text))

@@ -69,7 +69,7 @@ def plain(build, state_dict):
     """The same on plain operations of torch, as on a GPU."""
     def make(**changes):
         estimator = build(**changes)
-        estimator._encoder = build_image_encoder(state_dict, estimator.config.features)
+        estimator.model.encoder = build_image_encoder(state_dict, estimator.config.features)
         return estimator
     return make
 
@@ -447,10 +447,10 @@ def graphed(plain):
     """An estimator with graphs on a GPU, and what counts its calls."""
     def make(home=0, **changes):
         estimator, machine = plain(**changes), Machine(home)
-        trunk, example = estimator._encoder.trunk, engine.known_image((96, 128))
+        trunk, example = estimator.model.encoder.trunk, engine.known_image((96, 128))
         with machine:
             graphed = GraphedTrunk(trunk, example, 1 + estimator.config.flip_average, machine)
-        estimator._encoder.trunk = OnMachine(graphed, machine)
+        estimator.model.encoder.trunk = OnMachine(graphed, machine)
         return estimator, graphed, machine
     return make
 
@@ -488,7 +488,7 @@ def test_a_graph_that_holds_nothing_is_refused(plain):
             with super().graph(graph, **options):
                 yield
             graph.kernels.clear()
-    trunk = plain()._encoder.trunk
+    trunk = plain().model.encoder.trunk
     with pytest.raises(EngineError, match='other features'), Elsewhere() as machine:
         GraphedTrunk(trunk, engine.known_image((96, 128)), 1, machine)
 
@@ -531,7 +531,8 @@ def test_warm_up_prepares_every_number_of_cameras(build, monkeypatch):
             counts.append(count)
             if count > 4:
                 raise RuntimeError('CUDA out of memory')
-    estimator._encoder.trunk, estimator._log = Trunk(estimator._encoder.trunk), said.append
+    encoder, estimator._log = estimator.model.encoder, said.append
+    encoder.trunk = Trunk(encoder.trunk)
     estimator.warm_up(3)
     assert counts == [2, 4, 6]
     assert [('6 images' in text, 'out of memory' in text) for text in said] == [(True, True)]

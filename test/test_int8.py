@@ -137,7 +137,7 @@ def test_threads_follow_num_threads_and_do_not_spin(state_dict, kept, threads):
         estimator = build(state_dict, kept, num_threads=threads)
     finally:
         use_threads(0)
-    settings = estimator._encoder.trunk._session.get_session_options()
+    settings = estimator.model.encoder.trunk._session.get_session_options()
     assert settings.intra_op_num_threads == threads
     assert settings.get_session_config_entry('session.intra_op.allow_spinning') == '0'
 

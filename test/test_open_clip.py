@@ -363,7 +363,8 @@ def test_a_resnet_is_folded_and_has_scenes(short, tmp_path):
     estimator = build(short, name='short-resnet', folder=tmp_path, scenes=('room', 'street'))
     prediction = estimator.predict(image)
     assert prediction.scene.probabilities.shape == (2,)
-    estimator._encoder = build_image_encoder(short('short-resnet'), 'maskclip')  # its own steps
+    # Its own steps.
+    estimator.model.encoder = build_image_encoder(short('short-resnet'), 'maskclip')
     np.testing.assert_allclose(prediction.depth, estimator.predict(image).depth, atol=1e-3)
 
 

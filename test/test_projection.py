@@ -6,12 +6,15 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
+from depthclip_ros.core import CameraImage, DepthConfig, steps
+from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.projection import (
     limit_range,
     read_out,
@@ -58,6 +61,22 @@ def test_out_of_range(low, high, out_of_range, expected):
     torch.testing.assert_close(
         limit_range(depth, low, high, out_of_range), torch.tensor(expected), equal_nan=True)
     assert depth[0] == 0.5, 'the input is left alone'
+
+
+def test_limits_come_before_upsampling_and_judge_what_is_final():
+    """Of three patches the first is too far, and the last too unsure, once they are anchored."""
+    unsure = np.float32([[1.0, 0.5, 1.0]])
+    image = CameraImage(np.zeros((4, 12, 3), np.uint8), anchor=lambda *_: Adjustment(
+        2.0, 3.0, None, unsure))
+    config = DepthConfig(calibration='its file', range_max=9.0, max_stddev=1.0)
+    metres = torch.tensor([[[5.0, 2.0, 3.0]]])
+    answer = steps.Answer(*[torch.zeros(1, 7, 1, 3)] * 2, *[metres] * 2, [None], None)
+    depth, adjustments = steps.anchor(
+        steps.Depth(metres, metres, torch.full((1, 1, 3), 0.2)), [image], config.upsampling)
+    found, = steps.finish(config, answer, depth, adjustments, [1.0], [image], None)
+    np.testing.assert_allclose(found.patch_stddev, [[1.2, 0.6, 1.2]], rtol=1e-6)
+    np.testing.assert_array_equal(found.patch_depth, [[NAN, 4.0, NAN]])
+    np.testing.assert_array_equal(found.depth, [[NAN] * 4 + [4.0] * 4 + [NAN] * 4] * 4)
 
 
 def axis_reference(patches, pixels, mode):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,13 @@ from .state_dict import OpenClipWeights, architecture
 
 RESNET_STRIDE = 32
 _HEAD_WIDTH = 64  # of all of CLIP's attentions
+
+
+class Maps(NamedTuple):
+    """What an image encoder sees of B images, in float32."""
+
+    features: Tensor  # (B, C, h, w), what is compared with the text
+    trunk: Tensor  # (B, C', h, w), what they are made of
 
 
 class ImageEncoder(nn.Module):
@@ -62,10 +69,10 @@ class ImageEncoder(nn.Module):
         """(B, 3, H, W) -> (B, C, H / stride, W / stride) in float32."""
         return self.maps(images)[0]
 
-    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and the trunk's own map (B, C', H / stride, W / stride) in float32."""
+    def maps(self, images: Tensor) -> Maps:
+        """The same, and the trunk's own map."""
         trunk: Tensor = self.trunk(images.to(self.dtype)).float()
-        return self.head(trunk), trunk
+        return Maps(self.head(trunk), trunk)
 
     def head(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C, h, w)."""

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from . import engine, files, int8
-from .backbone import AttentionPool, build_attention_pool, build_image_encoder, resnet_weights
+from . import engine, files, int8, steps
+from .backbone import AttentionPool, Maps, build_attention_pool, resnet_weights
 from .calibration import Calibration
 from .config import DepthConfig, Size
 from .engine import (
@@ -31,39 +30,17 @@ from .engine import (
 )
 from .errors import ConfigError, EngineError, ImageError, WeightsError, reason
 from .image import CameraImage, Rgb
+from .model import load_model
 from .prediction import DepthPrediction
-from .projection import read_out, similarity_logits
 from .resnet import FoldedResNet
-from .state_dict import Log, OpenClipWeights, architecture
-from .steps import Answer, anchor, correct, finish, focal_ratios
+from .state_dict import Log
+from .steps import LoadedSettings
 from .weights import Loaded, cache_folder, load
-from .words import (
-    Phrases,
-    Scene,
-    cached_features,
-    doubts,
-    mixed_bins,
-    phrases_of,
-    scene_probabilities,
-    sort_into_scenes,
-)
+from .words import Phrases, cached_features, doubts, phrases_of
 
-# (mean, standard deviation) of RGB in [0, 1]. The official code uses ImageNet's although CLIP was
-# trained with its own.
-NORMALIZATIONS = {
-    'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-}
 KEPT = 16  # sets of words that stay in memory
 
 _LOGGER = logging.getLogger(__name__)
-
-
-class Maps(NamedTuple):
-    """What the image encoder sees of N images: with `flip_average` they are followed mirrored."""
-
-    features: Tensor  # (N, C, h, w), what is compared with the text
-    trunk: Tensor  # (N, C', h, w), what they are made of
 
 
 class _Text(NamedTuple):
@@ -72,18 +49,6 @@ class _Text(NamedTuple):
     features: NDArray[np.float32]  # (K, C)
     is_cached: bool  # read from the disk
     doubts: list[str]  # whether the words are known to the model, and apart
-
-
-class Settings(NamedTuple):
-    """What can be exchanged on a loaded model: always as a whole, so that it fits together."""
-
-    config: DepthConfig
-    text: Tensor  # (K, C) unit vectors, where the network runs; all else is on the CPU
-    bins: Tensor  # (K,) metres
-    calibration: Calibration | None
-    pool: AttentionPool | None  # this and the following only with `scenes`
-    scene_text: Tensor  # (S, C) unit vectors
-    scene_bins: Tensor  # (S, K) metres
 
 
 class DepthEstimator:
@@ -138,39 +103,15 @@ class DepthEstimator:
             offline=offline)
         self.weights, state_dict = self._load()
         self._state_dict: Mapping[str, Tensor] | None = state_dict  # until all is built
-        self._encoder = build_image_encoder(state_dict, config.features)
-        self._size, self._backbone = config.input_size, config.backbone
-        self.grid = _grid(config, self._encoder.stride)
-        shape = architecture(state_dict)
-        # C' of the trunk's map.
-        self._channels = shape.embed_dim if shape.patch is not None else 32 * shape.width
+        self.model = load_model(
+            config, state_dict, self.device, dtype, None if dtype != torch.int8 else
+            self._quantized_path(config), self.weights.source, log)
+        self.engine, self.precision = self.model.engine, self.model.precision
+        self.grid, self._backbone = self.model.grid, config.backbone
         self._texts: dict[Phrases, _Text] = {}  # the last ones
         self._calibrations: dict[str, tuple[Any, Calibration]] = {}  # and which file each was
         self._pool: AttentionPool | None = None
         self.text_cache_hit = self._text_of(phrases_of(config)[0]).is_cached
-        if dtype == torch.int8 and shape.patch is not None:
-            raise ConfigError('precision: int8 is for ResNets; use float32 or bfloat16.')
-        with current(self.device):
-            if dtype == torch.int8:
-                path = self._quantized_path(config)
-                self._encoder.trunk = int8.load(path)
-                self.engine = 'ONNX Runtime'
-                engine.check_finite(engine.try_known_image(
-                    self._encoder, self._size, self.device), dtype, str(path))
-                log(f'precision: int8, from {path}.')
-            else:
-                self.engine = engine.install(
-                    self._encoder, dtype, self.device, self._size, log, self.weights.source,
-                    1 + config.flip_average)
-            self.precision = str(dtype).removeprefix('torch.')
-            mean, deviation = (np.array(values) for values in (
-                state_dict.normalization if isinstance(state_dict, OpenClipWeights)
-                else NORMALIZATIONS[config.normalization]))
-            # Whole rows at a time are normalised: their length suits a processor's vectors, three
-            # channels do not.
-            self._scale, self._shift = (
-                torch.tensor(np.tile(values, config.input_width), dtype=torch.float32)
-                .to(self.device) for values in (1 / (255 * deviation), -mean / deviation))
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
         self._words_in_log: set[Phrases] = set()
         self._put_in_force(self.prepare(config))
@@ -201,7 +142,7 @@ class DepthEstimator:
 
     # Settings that change on a loaded model -------------------------------------------------
 
-    def prepare(self, config: DepthConfig) -> Settings:
+    def prepare(self, config: DepthConfig) -> LoadedSettings:
         """Gather what `reconfigure` needs, so that it costs no time; nothing changes by it.
 
         Any thread may call it, also while another one predicts. The last words and calibrations
@@ -224,15 +165,15 @@ class DepthEstimator:
         scenic, calibration = config.has_scenes, None
         if scenic and self._pool is None:  # then it stays: of RN50 it is 59 MB
             with current(self.device):
-                self._pool = self._encoder.pool or build_attention_pool(
+                self._pool = self.model.encoder.pool or build_attention_pool(
                     self._tensors()).to(self.device)
         if config.calibration:
             calibration = self._calibration_of(config.calibration)
             calibration.check(config, self.weights.digest, self.precision, self.grid,
-                              self._channels)
-        return Settings(config, text[0].to(self.device), torch.tensor(config.bins), calibration,
-                        self._pool if scenic else None, text[-1],
-                        torch.tensor(config.bins_of_scenes()))
+                              self.model.channels)
+        return LoadedSettings(
+            config, text[0].to(self.device), torch.tensor(config.bins), calibration,
+            self._pool if scenic else None, text[-1], torch.tensor(config.bins_of_scenes()))
 
     def _calibration_of(self, path: str) -> Calibration:
         """Read a calibration; one that is in use may be removed, and one that is new counts."""
@@ -259,7 +200,7 @@ class DepthEstimator:
         self._texts = dict([*others[1 - KEPT:], (phrases, text)])
         return text
 
-    def _put_in_force(self, settings: Settings) -> None:
+    def _put_in_force(self, settings: LoadedSettings) -> None:
         """Let settings count from now on, and say once what is to be doubted of their words."""
         self._settings = settings
         for phrases in phrases_of(settings.config):
@@ -300,37 +241,6 @@ class DepthEstimator:
                               'new estimator.')
         self._put_in_force(self.prepare(config))
 
-    def _quantized_path(self, config: DepthConfig) -> Path:
-        """Where the network in 8 bits is kept."""
-        return int8.path_of(self._folder, self.weights.digest, self._size, config.normalization)
-
-    @torch.inference_mode()
-    def quantize(self, pictures: Sequence[Rgb]) -> Path:
-        """Make the network in 8 bits, and keep it where `precision: int8` looks for it.
-
-        Args:
-            pictures: what it is to be right on, each (H, W, 3) uint8 RGB, as the camera gives
-                them; two dozen are enough.
-
-        Returns:
-            The file.
-
-        Raises:
-            EngineError: its features are wrong, or ONNX Runtime is missing.
-            ImageError: a picture has another shape or type, or there is none.
-            WeightsError: the weights are no longer where they were, or they are others now.
-            OSError: the file cannot be written.
-
-        """
-        if not pictures:
-            raise ImageError('no picture', 'there is no picture to be right on; give two dozen.')
-        path = self._quantized_path(self.config)
-        network = FoldedResNet(resnet_weights(self._tensors()))
-        images = [self._input([rgb], flip=False).cpu() for rgb in pictures]
-        with files.atomic(path) as file:
-            file.write(int8.make(network, images))
-        return path
-
     def warm_up(self, largest_batch: int = 1) -> None:
         """Run a known image, so that no real batch is the slow one.
 
@@ -342,11 +252,11 @@ class DepthEstimator:
                 for each: a graph on a GPU, or oneDNN's.
 
         """
-        trunk = self._encoder.trunk
+        trunk = self.model.encoder.trunk
         graphed = trunk if isinstance(trunk, engine.GraphedTrunk) else None
         if graphed is None and threading.get_ident() == self._checked_on:
             return
-        image = (50 * engine.known_image(self._size)[0] + 128).clamp_(0, 255).byte()
+        image = (50 * engine.known_image(self.config.input_size)[0] + 128).clamp_(0, 255).byte()
         known = image.permute(1, 2, 0).numpy()
         for count in range(1, (1 if graphed is None else largest_batch) + 1):
             if graphed is not None:
@@ -398,106 +308,56 @@ class DepthEstimator:
         settings = self._settings  # one read: they change as a whole
         config, calibration = settings.config, settings.calibration
         with current(self.device):
-            batch = self._input([image.rgb for image in given], flip=config.flip_average)
-            ratios = focal_ratios(config, calibration, given)
-            answer = self._answer(settings, batch, [image.scene for image in given])
-            depth, adjustments = anchor(
-                correct(answer, calibration, given, ratios), given, config.upsampling)
-            return finish(config, answer, depth, adjustments, ratios, given, size)
-
-    def _answer(
-        self, settings: Settings, batch: Tensor, before: Sequence[Scene | None],
-    ) -> Answer:
-        """What the words say (section 3 of the paper) of a batch, as `_input` gives it.
-
-        What is as large as the trunk's map stays where the network runs; a few numbers of each
-        patch leave it.
-        """
-        config, calibration = settings.config, settings.calibration
-        features, trunk = self._encoder.maps(batch)  # section 3.1
-        logits, whole, view = engine.download(
-            similarity_logits(features, settings.text, config.temperature),  # eq. 3
-            None if settings.pool is None else settings.pool.whole(trunk),
-            None if calibration is None else calibration.view(trunk))
-        scenes, bins = self._sort(settings, whole, before)  # section 5
-        weights, depth, spread = read_out(logits, bins)  # eqs. 4 and 5
-        return Answer(logits, weights, depth, spread, scenes, view)
-
-    def _sort(
-        self, settings: Settings, whole: Tensor | None, before: Sequence[Scene | None],
-    ) -> tuple[Sequence[Scene | None], Tensor]:
-        """Scene of every image, if there are any, and its bins: (N, K) metres, or (K,) for all."""
-        if whole is None:
-            return [None] * len(before), settings.bins
-        images = whole.view(-1, len(before), whole.shape[1])
-        scenes, probabilities, plain = sort_into_scenes(
-            settings.config, scene_probabilities(
-                images, settings.scene_text, settings.config.scene_temperature), before)
-        bins = mixed_bins(probabilities, plain, settings.scene_bins, settings.bins)
-        return scenes, bins.repeat(len(images), 1)
+            maps = self.model.maps([image.rgb for image in given], flip=config.flip_average)
+            ratios = steps.focal_ratios(config, calibration, given)
+            answer = steps.answer(settings, maps, [image.scene for image in given])
+            depth, adjustments = steps.anchor(
+                steps.correct(answer, calibration, given, ratios), given, config.upsampling)
+            return steps.finish(config, answer, depth, adjustments, ratios, given, size)
 
     @torch.inference_mode()
     def maps(self, images: Sequence[Rgb]) -> Maps:
         """Run the image encoder (section 3.1 of the paper), for those who go on by themselves.
 
         Args:
-            images: each (H, W, 3) uint8 RGB, at least one.
+            images: each (H, W, 3) uint8 RGB, at least one. With `flip_average`, mirrored ones
+                follow.
 
         Raises:
             ImageError: an image has another shape or type.
 
         """
         with current(self.device):
-            return Maps(*self._encoder.maps(
-                self._input(images, flip=self.config.flip_average)))
+            return self.model.maps(images, flip=self.config.flip_average)
 
-    def _input(self, images: Sequence[Rgb], *, flip: bool) -> Tensor:
-        """Images -> (N, 3, height, width), resized in 8 bits as CLIP does it, and normalised.
+    def _quantized_path(self, config: DepthConfig) -> Path:
+        """Where the network in 8 bits is kept."""
+        return int8.path_of(
+            self._folder, self.weights.digest, config.input_size, config.normalization)
 
-        Mirrored ones ride in the same batch.
+    @torch.inference_mode()
+    def quantize(self, pictures: Sequence[Rgb]) -> Path:
+        """Make the network in 8 bits, and keep it where `precision: int8` looks for it.
+
+        Args:
+            pictures: what it is to be right on, each (H, W, 3) uint8 RGB, as the camera gives
+                them; two dozen are enough.
+
+        Returns:
+            The file.
+
+        Raises:
+            EngineError: its features are wrong, or ONNX Runtime is missing.
+            ImageError: a picture has another shape or type, or there is none.
+            WeightsError: the weights are no longer where they were, or they are others now.
+            OSError: the file cannot be written.
+
         """
-        count, (height, width) = len(images), self._size
-        pixels: Sequence[Tensor] | Tensor = [_resized(image, self._size) for image in images]
-        if self.device.type == 'cuda':
-            pixels = engine.upload(torch.stack(list(pixels)), self.device)
-        rows = torch.empty((1 + flip) * count, height, 3 * width, device=self.device)
-        for image, target in zip(pixels, rows, strict=False):
-            torch.addcmul(self._shift, image.reshape(height, -1).float(), self._scale, out=target)
-        batch = rows.view(-1, height, width, 3)
-        if flip:
-            batch[count:] = batch[:count].flip(2)
-        return batch.permute(0, 3, 1, 2)
-
-
-def _resized(image: Rgb, size: Size) -> Tensor:
-    """(height, width, 3) uint8 on the CPU, where torch resizes in 8 bits: the same everywhere."""
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 \
-            or image.shape[2] != 3 or 0 in image.shape:
-        raise _not_an_image(image)
-    pixels = torch.from_numpy(np.require(image, requirements=('C', 'W')))
-    if image.shape[:2] == size:
-        return pixels
-    return interpolate(pixels.permute(2, 0, 1)[None], size, mode='bilinear',
-                       antialias=True)[0].permute(1, 2, 0)
-
-
-def _not_an_image(given: Any) -> ImageError:
-    kind = '' if isinstance(given, np.ndarray) else type(given).__name__
-    if hasattr(given, 'shape') and hasattr(given, 'dtype'):
-        kind = f'{kind} {given.dtype} {tuple(given.shape)}'.strip()
-    return ImageError('not an RGB image', (
-        f'the image is {kind}; expected uint8 (height, width, 3), not empty. Of a file: '
-        "np.asarray(PIL.Image.open(path).convert('RGB')); of a tensor (3, height, width): "
-        'image.permute(1, 2, 0).cpu().numpy(); of numbers from 0 to 1: (255 * '
-        'image).round().astype(np.uint8).'))
-
-
-def _grid(config: DepthConfig, stride: int) -> tuple[int, int]:
-    """Number of patches; the input must be a multiple of the network's stride."""
-    for name in ('input_height', 'input_width'):
-        value = getattr(config, name)
-        if value % stride:
-            below = value // stride * stride
-            raise ConfigError(f"{name}: {value} is not a multiple of {config.backbone}'s stride "
-                              f'{stride}; use {below} or {below + stride}.')
-    return config.input_height // stride, config.input_width // stride
+        if not pictures:
+            raise ImageError('no picture', 'there is no picture to be right on; give two dozen.')
+        path = self._quantized_path(self.config)
+        network = FoldedResNet(resnet_weights(self._tensors()))
+        images = [self.model.preprocess([rgb]).cpu() for rgb in pictures]
+        with files.atomic(path) as file:
+            file.write(int8.make(network, images))
+        return path

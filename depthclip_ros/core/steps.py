@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what the words say of images to their depth: correct, anchor, finish.
+"""From features of images to their depth: answer, correct, anchor, finish.
 
-All of it is on a grid of patches, in float32 on the CPU: so it is the same whatever the network
-runs on.
+After the answer all is on a grid of patches, in float32 on the CPU: so it is the same whatever the
+network runs on.
 """
 
 from __future__ import annotations
@@ -16,13 +16,33 @@ import torch
 from torch import Tensor
 
 from .anchor import Adjustment
+from .backbone import AttentionPool, Maps
 from .calibration import Calibration
 from .camera import focal_ratio
 from .config import DepthConfig, Size
+from .engine import download
 from .image import CameraImage, Metres
 from .prediction import NOT_ADJUSTED, DepthPrediction
-from .projection import limit_range, mean_of_passes, upsample
-from .words import Scene
+from .projection import (
+    limit_range,
+    mean_of_passes,
+    read_out,
+    similarity_logits,
+    upsample,
+)
+from .words import Scene, mixed_bins, scene_probabilities, sort_into_scenes
+
+
+class LoadedSettings(NamedTuple):
+    """What can be exchanged on a loaded model: always as a whole, so that it fits together."""
+
+    config: DepthConfig
+    text: Tensor  # (K, C) unit vectors, where the network runs; all else is on the CPU
+    bins: Tensor  # (K,) metres
+    calibration: Calibration | None
+    pool: AttentionPool | None  # this and the following only with `scenes`
+    scene_text: Tensor  # (S, C) unit vectors
+    scene_bins: Tensor  # (S, K) metres
 
 
 class Answer(NamedTuple):
@@ -56,6 +76,31 @@ def focal_ratios(
     return [calibration.about.focal_ratio if calibration is not None and image.camera is None else
             focal_ratio(config.reference_focal, image.camera, image.size, config.input_size)
             for image in images]
+
+
+def answer(
+    settings: LoadedSettings, maps: Maps, before: Sequence[Scene | None],
+) -> Answer:
+    """What the words say (section 3 of the paper) of images, given the scenes before.
+
+    What is as large as the trunk's map stays where the network runs; a few numbers of each patch
+    leave it.
+    """
+    config, calibration, pool = settings.config, settings.calibration, settings.pool
+    logits, whole, view = download(
+        similarity_logits(maps.features, settings.text, config.temperature),  # eq. 3
+        None if pool is None else pool.whole(maps.trunk),
+        None if calibration is None else calibration.view(maps.trunk))
+    scenes: Sequence[Scene | None] = [None] * len(before)
+    bins = settings.bins
+    if whole is not None:  # section 5
+        of_passes = whole.view(-1, len(before), whole.shape[1])
+        scenes, probabilities, plain = sort_into_scenes(config, scene_probabilities(
+            of_passes, settings.scene_text, config.scene_temperature), before)
+        bins = mixed_bins(probabilities, plain, settings.scene_bins, bins).repeat(
+            len(of_passes), 1)
+    weights, depth, spread = read_out(logits, bins)  # eqs. 4 and 5
+    return Answer(logits, weights, depth, spread, scenes, view)
 
 
 def correct(
