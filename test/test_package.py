@@ -143,9 +143,10 @@ def rooms(file):
 ARROWS = {
     'core': set(), 'sim': {'core'}, 'messages': {'core'}, 'node': {'core', 'messages'},
     'sources': {'core', 'sim', 'messages', 'node'},
-    'bags': {'core', 'messages', 'node', 'sources'}, 'offline_eval': {'core', 'sources'},
-    'calibrate': {'core', 'messages', 'sources', 'offline_eval'},
-    'cli': {'core', 'sim', 'messages', 'node', 'sources', 'bags', 'offline_eval', 'calibrate'},
+    'bags': {'core', 'messages', 'node', 'sources'}, 'evaluation': {'core', 'sources'},
+    'offline_eval': {'core', 'sources', 'evaluation'},
+    'calibrate': {'core', 'messages', 'sources', 'evaluation'},
+    'cli': {'core', 'sim', 'messages', 'node', 'sources', 'bags', 'evaluation', 'calibrate'},
 }
 
 
