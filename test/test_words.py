@@ -117,8 +117,8 @@ def test_an_unreadable_picture_is_reported_and_the_others_count(picture, tmp_pat
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (['far'], 'is one word'), (['a, , b'], 'an empty word'), (['a, a'], 'stand twice'),
-    (['far, Far'], 'stand twice'), (['close，far'], 'commas between them'),
+    (['far'], 'is one word'), (['a, , b'], 'an empty word'), (['a, a'], 'stands twice'),
+    (['far, Far'], 'stands twice'), (['close，far'], 'commas between them'),
     (['a, b', '--bins', '2,1'], 'must ascend'), (['a, b', '--image', '/no/such'], 'no image')])
 def test_what_cannot_be_is_refused(arguments, message, capsys):
     assert run(*arguments, '--weights', 'demo') == 1

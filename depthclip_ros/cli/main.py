@@ -166,7 +166,7 @@ COMMANDS = (
             option('--frames', type=count, metavar='N',
                    help='stop after N depth images (default 50; --images and --bag: all)'),
             option('-o --output', default='demo_output', metavar='FOLDER',
-                   help='default %(default)s/'),
+                   help='default %(default)s/; beside an earlier demo a folder with a number'),
         )),
     Command(
         'predict', 'predict.predict_files', 'depth of image files, without ROS',
@@ -175,7 +175,8 @@ COMMANDS = (
             option('paths', nargs='+', metavar='IMAGE', help='files or folders'),
             CAMERA,
             *MODEL,
-            option('-o --output', required=True, metavar='FOLDER'),
+            option('-o --output', required=True, metavar='FOLDER',
+                   help='nothing is overwritten'),
         )),
     Command(
         'calibrate', 'calibrate.calibrate',
@@ -256,7 +257,7 @@ COMMANDS = (
                    'webcam in a window without end)'),
             CAMERA,
             *MODEL,
-            text('-o --output', 'FOLDER', 'write pictures there'),
+            text('-o --output', 'FOLDER', 'write pictures there; nothing is overwritten'),
         )),
     Command(
         'bag', 'bag.convert_bag', 'depth of all images of a bag, in a new bag, without ROS',
