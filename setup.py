@@ -83,8 +83,8 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*', 'offline_eval', 'offline_eval.*']),
-    package_data={PACKAGE: ['py.typed', 'models/*', 'templates/*'],
-                  'offline_eval': ['py.typed', 'datasets/*.json']},
+    package_data={PACKAGE: ['py.typed', 'models/*', 'templates/*', 'evaluation/datasets/*.json'],
+                  'offline_eval': ['py.typed']},
     data_files=DATA_FILES,
     install_requires=REQUIREMENTS,
     extras_require={

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .results import Summary
 
 PROGRAM = 'offline_eval'
-ALIGNMENTS = ('none', 'median', 'lstsq', 'disparity')  # see witness.ALIGNMENTS
+ALIGNMENTS = ('none', 'median', 'lstsq', 'disparity')  # see predictions.ALIGNMENTS
 #: What a parameter file says besides the method that counts here, too.
 RUNTIME = ('weights', 'device', 'cache_dir', 'offline', 'num_threads')
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
-    commands = {'extract': _extract, 'witness': _witness}
+    commands = {'extract': _extract, 'export': _export, 'witness': _export}
     name = given[0] if given else ''
     check_command(_parser(), given, list(commands))
     try:
@@ -57,9 +57,12 @@ def _evaluate(given: list[str]) -> None:
     print(f'Results: {folder}')
 
 
-def _witness(given: list[str]) -> None:
+def _export(given: list[str]) -> None:
+    if given[0] == 'witness':
+        print(f'WARNING: {PROGRAM} witness is called export now; the old name goes with the next '
+              'release.', file=sys.stderr)
     parser = argparse.ArgumentParser(
-        prog=f'{PROGRAM} witness',
+        prog=f'{PROGRAM} export',
         description="Write the method's depth as 16-bit PNG, as the evaluation scripts of BTS and "
         'of what came after it read it: 1000 a metre for NYU (whole images), 256 for KITTI '
         '(benchmark crop), in FOLDER/raw.')
@@ -68,8 +71,8 @@ def _witness(given: list[str]) -> None:
                         help='to write to; nothing is overwritten, and what the same command has '
                         'begun is continued')
     chosen = parser.parse_args(given[1:])
-    from .evaluate import Options, write_witness
-    raw = write_witness(Options(**_data_and_model(chosen, given)), chosen.output)
+    from .evaluate import Options, write_export
+    raw = write_export(Options(**_data_and_model(chosen, given)), chosen.output)
     print(f'{sum(1 for _ in raw.iterdir())} images in {raw}')
 
 
@@ -81,8 +84,9 @@ def _extract(given: list[str]) -> None:
     parser.add_argument('mat', type=Path, help='nyu_depth_v2_labeled.mat')
     parser.add_argument('folder', type=Path, help='where official_splits/ is made')
     chosen = parser.parse_args(given[1:])
-    from .datasets.nyu import extract
-    extract(chosen.mat, chosen.folder)
+    from depthclip_ros.evaluation.datasets.nyu import extract
+    root = extract(chosen.mat, chosen.folder).parent
+    print(f'{sum(1 for _ in root.rglob("rgb_*.jpg"))} images in {root}')
 
 
 # Options -----------------------------------------------------------------------------------------
@@ -94,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         description='Evaluate DepthCLIP on NYU Depth v2 or KITTI: the metrics of the paper, '
         'beside\nhonest baselines.',
         epilog=f"'{PROGRAM} extract MAT FOLDER' writes the official folders from the .mat file.\n"
-        f"'{PROGRAM} witness --data PATH -o FOLDER' writes the method's depth for other programs.")
+        f"'{PROGRAM} export --data PATH -o FOLDER' writes the method's depth for other programs.")
     parser.add_argument('--version', action='version', version=f'depthclip_ros {__version__}')
     _add_data_and_model(parser)
     add = parser.add_argument_group('how it is measured').add_argument
@@ -230,8 +234,9 @@ def _alignment(text: str) -> str:
 
 def answer(summary: Summary) -> str:
     """The short answer; the long one is in the folder."""
-    from .datasets.base import NYU
-    from .metrics import PAPER_METRICS, SYMBOLS
+    from depthclip_ros.evaluation.datasets.base import NYU
+    from depthclip_ros.evaluation.metrics import PAPER_METRICS, SYMBOLS
+
     from .results import ALL
     data, gate = summary.data, summary.gate
     blocks: dict[str, dict[str, Mapping[str, float]]] = {}  # rows by their kind

@@ -2,7 +2,7 @@
 """Contenders: the method, its variants, and the baselines that say what its numbers are worth.
 
 Constants do not look at the image, controls look past it, and calibrated rows are no longer
-zero-shot. Other programs' rows are in `witness`.
+zero-shot. Other programs' rows are in `predictions`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS, DepthConfig
 from depthclip_ros.core.engine import download, one_thread
 from depthclip_ros.core.projection import mean_of_passes
 from depthclip_ros.core.words import are_alike
+from depthclip_ros.evaluation.errors import EvaluationError
+from depthclip_ros.evaluation.metrics import MIN_DEPTH, Sums, random_pixels
 from depthclip_ros.progress import progress
 
-from .errors import EvaluationError
-from .metrics import MIN_DEPTH, Sums, random_pixels
-from .paper import BIN_PARTITIONS, METHOD, PROMPTS
+from .published import BIN_PARTITIONS, METHOD, PROMPTS
 
 if TYPE_CHECKING:
-    from .datasets import Dataset
-    from .protocol import Protocol
+    from depthclip_ros.evaluation.datasets import Dataset
+    from depthclip_ros.evaluation.protocol import Protocol
+
     from .scoring import Seen
 
 FOCAL = f'{METHOD} x focal length'

@@ -27,9 +27,15 @@ from depthclip_ros.core.engine import one_thread
 from depthclip_ros.core.files import numbered_folder, output_folder
 from depthclip_ros.core.parameter_file import to_yaml
 from depthclip_ros.core.weights import RELEASES
+from depthclip_ros.evaluation.bootstrap import BEST_CONSTANT
+from depthclip_ros.evaluation.datasets import Dataset, open_dataset
+from depthclip_ros.evaluation.datasets.base import KITTI
+from depthclip_ros.evaluation.errors import EvaluationError
+from depthclip_ros.evaluation.metrics import MIN_DEPTH, metrics_of, named
+from depthclip_ros.evaluation.protocol import PROTOCOLS, Protocol
 from depthclip_ros.figures import Sample
 
-from . import statistics, witness
+from . import export, predictions, statistics
 from .contenders import (
     FOCAL,
     Contender,
@@ -40,12 +46,8 @@ from .contenders import (
     training_mean,
     without_failed_controls,
 )
-from .datasets import Dataset, open_dataset
-from .datasets.base import KITTI
-from .errors import EvaluationError
-from .metrics import MIN_DEPTH, metrics_of, named
-from .paper import METHOD, PAPER_ROWS, judge
-from .protocol import PROTOCOLS, Protocol
+from .gate import judge
+from .published import METHOD, PAPER_ROWS
 from .results import Data, How, Results, Summary, Timing, load, save, to_json, write
 from .scoring import Scorer, load_records, save_record
 
@@ -107,11 +109,11 @@ def evaluate(options: Options) -> tuple[Path, Results]:
     return folder, load(folder)  # what is said of it is what it holds
 
 
-def write_witness(options: Options, folder: Path) -> Path:
-    """Write the method's depth for other programs; see `witness.write_all`."""
+def write_export(options: Options, folder: Path) -> Path:
+    """Write the method's depth for other programs; see `export.write_all`."""
     dataset, protocol = open_data(options)
     estimator, _ = load_model(options, protocol)
-    return witness.write_all(dataset, protocol, estimator, folder, {
+    return export.write_all(dataset, protocol, estimator, folder, {
         'command': options.command, 'versions': _versions(),
         'data': f'{dataset.format}, {dataset.split}', 'protocol': protocol.name,
         'weights': estimator.weights.digest, 'config': estimator.config.to_dict()})
@@ -183,7 +185,7 @@ def scored(
 def _others(options: Options, dataset: Dataset, protocol: Protocol) -> list[Contender]:
     """Rows of other programs' depth; calibrations are tried, too: before a model is loaded."""
     known = len(dataset.warnings)
-    others = [witness.foreign(name, path, dataset, protocol, scale, align)
+    others = [predictions.foreign(name, path, dataset, protocol, scale, align)
               for name, path, scale, align in options.predictions]
     for warning in dataset.warnings[known:]:
         _say(f'WARNING: {warning}')
@@ -207,7 +209,7 @@ def _contenders(
     own = method_and_variants(estimator.config, options.tables, 0.0 if unknown else reference)
     controls = baselines(estimator.config, *training_mean(dataset.training(), protocol),
                          protocol.max_depth, len(dataset))
-    taken = [statistics.BEST_CONSTANT, *(c.name for c in (*own, *controls))]
+    taken = [BEST_CONSTANT, *(c.name for c in (*own, *controls))]
     for contender in (*calibrations, *others):
         if contender.name in taken:
             raise EvaluationError(f'{contender.name}: two rows would have that name; give '

@@ -27,32 +27,14 @@ from msgspec import Struct
 
 from depthclip_ros.core import files
 from depthclip_ros.core.weights import WeightsInfo
+from depthclip_ros.evaluation.bootstrap import Interval
+from depthclip_ros.evaluation.errors import ResultsError
 from depthclip_ros.figures import Sample
-
-from .errors import ResultsError
 
 FORMAT = 4
 SUMMARY, SAMPLES = 'summary.json', 'samples'
 ROLES = ('best', 'median', 'worst')
 ALL = 'all'  # Row.scene of a row over all images
-
-
-class Interval(Struct, frozen=True):
-    """Bootstrap interval over scenes, e.g. of 95 %."""
-
-    low: float
-    high: float
-    level: float = 0.95
-
-    def name(self) -> str:
-        """Such as '95 % interval'."""
-        return f'{100 * self.level:.3g} % interval'
-
-    def reading(self) -> str:
-        """What it allows to say, if it is of a gain, and no more."""
-        if self.low > 0:
-            return 'better'
-        return 'worse' if self.high < 0 else 'not distinguishable'
 
 
 class Row(Struct, frozen=True):

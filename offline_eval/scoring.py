@@ -29,14 +29,21 @@ from depthclip_ros.core.projection import (
     similarity_logits,
     upsample,
 )
+from depthclip_ros.evaluation.datasets import Dataset, Entry, Pair
+from depthclip_ros.evaluation.datasets.base import Metres, Rgb
+from depthclip_ros.evaluation.errors import DatasetError, PredictionError
+from depthclip_ros.evaluation.metrics import (
+    MIN_DEPTH,
+    SUMS,
+    Float64,
+    Multiples,
+    joint_histogram,
+    score,
+)
+from depthclip_ros.evaluation.protocol import Protocol
 from depthclip_ros.progress import progress
 
 from .contenders import Contender, Text
-from .datasets import Dataset, Entry, Pair
-from .datasets.base import Metres, Rgb
-from .errors import DatasetError, PredictionError
-from .metrics import MIN_DEPTH, SUMS, Float64, Multiples, joint_histogram, score
-from .protocol import Protocol
 from .results import write_arrays
 
 CONSTANTS = 200  # constants from max_depth / 200 to max_depth, for the best one

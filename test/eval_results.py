@@ -10,13 +10,15 @@ import torch
 
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.weights import WeightsInfo
+from depthclip_ros.evaluation.bootstrap import Interval
+from depthclip_ros.evaluation.datasets.kitti import LIST as KITTI_LIST
+from depthclip_ros.evaluation.datasets.nyu import extract
+from depthclip_ros.evaluation.metrics import METRICS, PAPER_METRICS, metrics_of, named, score
 from depthclip_ros.figures import Sample
 from depthclip_ros.sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
 from depthclip_ros.sim.formats import punch_holes, write_labeled_mat, write_splits
-from offline_eval.datasets import KITTI_LIST
-from offline_eval.datasets.nyu import extract
-from offline_eval.metrics import METRICS, PAPER_METRICS, metrics_of, named, score
-from offline_eval.paper import BIN_PARTITIONS, GATE_LIMITS, PAPER_METHOD, PAPER_ROWS, PROMPTS
+from offline_eval.gate import GATE_LIMITS
+from offline_eval.published import BIN_PARTITIONS, PAPER_METHOD, PAPER_ROWS, PROMPTS
 from offline_eval.results import (
     ALL,
     Comparison,
@@ -24,7 +26,6 @@ from offline_eval.results import (
     Gate,
     Histograms,
     How,
-    Interval,
     Results,
     Row,
     Summary,

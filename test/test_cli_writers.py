@@ -17,11 +17,11 @@ from ros_harness import own_domain
 from depthclip_ros.cli import demo as demo_command
 from depthclip_ros.cli import main as cli
 from depthclip_ros.core.files import numbered_folder
+from depthclip_ros.evaluation.bootstrap import LEAST_GROUPS
 from depthclip_ros.sim import KINDS
 from depthclip_ros.sim.formats import make_samples, split
 from offline_eval import cli as evaluation
 from offline_eval.report import __main__ as report
-from offline_eval.statistics import LEAST_GROUPS
 
 DEMO = ('--weights', 'demo', '--device', 'cpu')
 
@@ -148,13 +148,13 @@ def test_an_extraction_goes_on_and_overwrites_nothing(world, tmp_path, capsys):
     assert contents(tmp_path) == {**first, mine: b'mine'}
 
 
-@pytest.mark.parametrize('name', ['witness.json', 'raw/mine.png', 'raw/00000.png'])
+@pytest.mark.parametrize('name', ['export.json', 'raw/mine.png', 'raw/00000.png'])
 def test_exported_depth_takes_no_place_of_others(name, world, tmp_path, capsys):
     mine = tmp_path / name
     mine.parent.mkdir(exist_ok=True)
     mine.write_bytes(b'mine')
     before = contents(tmp_path)
-    assert evaluation.main(['witness', '--data', str(world), *DEMO, '-o', str(tmp_path)]) == 1
+    assert evaluation.main(['export', '--data', str(world), *DEMO, '-o', str(tmp_path)]) == 1
     assert mine.name in capsys.readouterr().err
     assert contents(tmp_path) == before
 

@@ -14,12 +14,12 @@ from test_recordings import RGBD
 from depthclip_ros.cli import compare as compare_command
 from depthclip_ros.cli.main import main
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
+from depthclip_ros.evaluation.bootstrap import LEAST_GROUPS
+from depthclip_ros.evaluation.metrics import METRICS, metrics_of, score
+from depthclip_ros.evaluation.recorded import Scores, compare
 from depthclip_ros.messages.config import with_demo_settings
 from depthclip_ros.sim.camera import SimCamera
 from depthclip_ros.sim.formats import NANOSECONDS
-from offline_eval.metrics import METRICS, metrics_of, score
-from offline_eval.recorded import Scores, compare
-from offline_eval.statistics import LEAST_GROUPS
 
 SAID = '/depth/image'
 

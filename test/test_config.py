@@ -45,7 +45,7 @@ def test_paper_file_is_the_paper():
 
 
 def test_scenes_file_is_table_2():
-    from offline_eval.paper import BIN_PARTITIONS, ORIGINAL_BINS
+    from offline_eval.published import BIN_PARTITIONS, ORIGINAL_BINS
     config = read_config(CONFIG / 'scenes.yaml')[0]
     of_scenes = dict(zip(config.scenes, config.bins_of_scenes(), strict=True))
     assert of_scenes.pop('bathroom') == BIN_PARTITIONS['Class-dependent 3']

@@ -124,7 +124,7 @@ def test_a_command_is_understood(page, words):
         words = words[2:] if words[2] in PARSERS else ['depthclip', *words[2:]]
     if words[:2] == ['python3', '-m'] and words[2] in PARSERS:
         words = words[2:]
-    if words[0] in PARSERS and words[1:2] not in (['extract'], ['witness']):
+    if words[0] in PARSERS and words[1:2] not in (['extract'], ['export']):
         PARSERS[words[0]]().parse_args(words[1:])  # exits with what is wrong
     if words[0] == 'python' and words[1] != '-m' and words[1] != 'eval_with_pngs.py':
         source = (ROOT / words[1]).read_text(encoding='utf-8')

@@ -13,13 +13,20 @@ import numpy as np
 import pytest
 from eval_results import write_kitti, write_world
 
+from depthclip_ros.evaluation.datasets import nyu
+from depthclip_ros.evaluation.datasets import open_dataset as opened
+from depthclip_ros.evaluation.datasets.base import NYU, RENDERED
+from depthclip_ros.evaluation.datasets.kitti import LIST as KITTI_LIST
+from depthclip_ros.evaluation.datasets.nyu import (
+    FOCAL,
+    KEPT,
+    MARK_FILE,
+    official_split,
+    scene_classes,
+)
+from depthclip_ros.evaluation.datasets.nyu import LIST as NYU_LIST
+from depthclip_ros.evaluation.errors import DatasetError
 from depthclip_ros.sim.formats import make_samples, split, write_splits
-from offline_eval.datasets import KITTI_LIST, nyu
-from offline_eval.datasets import open_dataset as opened
-from offline_eval.datasets.base import NYU, RENDERED
-from offline_eval.datasets.nyu import FOCAL, KEPT, MARK_FILE, official_split, scene_classes
-from offline_eval.datasets.nyu import LIST as NYU_LIST
-from offline_eval.errors import DatasetError
 
 COUNT = 12
 h5py = pytest.importorskip('h5py')

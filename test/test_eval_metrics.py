@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from depthclip_ros.core.projection import upsample
-from offline_eval import metrics
-from offline_eval.datasets import Pair
-from offline_eval.datasets.base import read_depth, read_rgb
-from offline_eval.errors import DatasetError
-from offline_eval.metrics import (
+from depthclip_ros.evaluation import metrics
+from depthclip_ros.evaluation.datasets import Pair
+from depthclip_ros.evaluation.datasets.base import read_depth, read_rgb
+from depthclip_ros.evaluation.errors import DatasetError
+from depthclip_ros.evaluation.metrics import (
     METRICS,
     SUMS,
     Multiples,
@@ -24,7 +24,7 @@ from offline_eval.metrics import (
     random_pixels,
     resampled,
 )
-from offline_eval.protocol import PROTOCOLS
+from depthclip_ros.evaluation.protocol import PROTOCOLS
 
 # Relative error of a sum of float32. At most 8192 numbers are added up in a row, with a rounding
 # of 2^-24 each time, some up and some down.

@@ -18,15 +18,16 @@ from msgspec import structs
 from depthclip_ros import document, figures
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.document import Heading, Quiet, Strong, Table, Text
+from depthclip_ros.evaluation.bootstrap import Interval
+from depthclip_ros.evaluation.datasets.base import KITTI, NYU, RENDERED
+from depthclip_ros.evaluation.errors import ResultsError
+from depthclip_ros.evaluation.metrics import PAPER_METRICS, heading, number
 from offline_eval import cli, report
-from offline_eval.datasets.base import KITTI, NYU, RENDERED
-from offline_eval.errors import ResultsError
-from offline_eval.metrics import PAPER_METRICS, heading, number
-from offline_eval.paper import PAPER_ROWS
+from offline_eval.published import PAPER_ROWS
 from offline_eval.report import __main__ as command
 from offline_eval.report import charts, contents
 from offline_eval.report.tables import badge
-from offline_eval.results import ALL, SUMMARY, Comparison, Interval, Results, Row, load, save
+from offline_eval.results import ALL, SUMMARY, Comparison, Results, Row, load, save
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (104, 136)  # a fourth of the paper's, for speed

@@ -22,16 +22,17 @@ from eval_results import plain_metrics, write_kitti, write_world
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.engine import one_thread
+from depthclip_ros.evaluation import metrics
+from depthclip_ros.evaluation.datasets.nyu import FOCAL as NYU_FOCAL
+from depthclip_ros.evaluation.metrics import METRICS, metrics_of
+from depthclip_ros.evaluation.protocol import PROTOCOLS
 from depthclip_ros.messages.config import read_config
 from depthclip_ros.resources import config_path
 from depthclip_ros.sim.formats import make_samples, split
-from offline_eval import cli, evaluate, metrics
+from offline_eval import cli, evaluate
 from offline_eval.contenders import FOCAL
-from offline_eval.datasets.nyu import FOCAL as NYU_FOCAL
 from offline_eval.evaluate import scored
-from offline_eval.metrics import METRICS, metrics_of
-from offline_eval.paper import BIN_PARTITIONS, METHOD, PAPER_ROWS, PROMPTS
-from offline_eval.protocol import PROTOCOLS
+from offline_eval.published import BIN_PARTITIONS, METHOD, PAPER_ROWS, PROMPTS
 from offline_eval.results import load
 from offline_eval.scoring import layout, load_records, save_record
 

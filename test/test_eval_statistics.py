@@ -14,6 +14,18 @@ from scipy.special import ndtri
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.weights import RELEASES, WeightsInfo
 from depthclip_ros.core.words import are_alike
+from depthclip_ros.evaluation.bootstrap import (
+    LEAST_GROUPS,
+    Interval,
+    draw,
+    groups_of,
+    interval,
+    resamples,
+)
+from depthclip_ros.evaluation.datasets import Dataset, Entry
+from depthclip_ros.evaluation.errors import PredictionError
+from depthclip_ros.evaluation.metrics import METRICS, SUMS, Multiples, average, resampled
+from depthclip_ros.evaluation.protocol import PROTOCOLS
 from depthclip_ros.resources import config_path
 from offline_eval import scoring
 from offline_eval.contenders import (
@@ -23,24 +35,12 @@ from offline_eval.contenders import (
     training_mean,
     without_failed_controls,
 )
-from offline_eval.datasets import Dataset, Entry
-from offline_eval.errors import PredictionError
 from offline_eval.evaluate import scored
-from offline_eval.metrics import METRICS, SUMS, Multiples, average, resampled
-from offline_eval.paper import GATE_LIMITS, METHOD, PAPER_CONFIG, PAPER_METHOD, judge
-from offline_eval.protocol import PROTOCOLS
-from offline_eval.results import ALL, How, Interval, Row
+from offline_eval.gate import GATE_LIMITS, judge
+from offline_eval.published import METHOD, PAPER_CONFIG, PAPER_METHOD
+from offline_eval.results import ALL, How, Row
 from offline_eval.scoring import constants, layout, partners
-from offline_eval.statistics import (
-    LEAST_GROUPS,
-    Measured,
-    draw,
-    groups_of,
-    interval,
-    resamples,
-    rows,
-    verdict,
-)
+from offline_eval.statistics import Measured, rows, verdict
 
 MAX_DEPTH = 10.0
 

@@ -22,15 +22,16 @@ from eval_results import plain_metrics, write_kitti, write_world
 from depthclip_ros.cli.main import main as depthclip
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration, image_digest
+from depthclip_ros.evaluation.datasets import open_dataset
+from depthclip_ros.evaluation.datasets.kitti import LIST as KITTI_LIST
+from depthclip_ros.evaluation.errors import PredictionError
+from depthclip_ros.evaluation.metrics import METRICS, PAPER_METRICS
+from depthclip_ros.evaluation.protocol import PROTOCOLS
 from depthclip_ros.messages.config import read_config
 from depthclip_ros.sim.formats import make_samples, split
-from offline_eval import cli, witness
+from offline_eval import cli, export, predictions
 from offline_eval import evaluate as evaluation
-from offline_eval.datasets import KITTI_LIST, open_dataset
-from offline_eval.errors import PredictionError
-from offline_eval.metrics import METRICS, PAPER_METRICS
-from offline_eval.paper import METHOD, PAPER_METHOD
-from offline_eval.protocol import PROTOCOLS
+from offline_eval.published import METHOD, PAPER_METHOD
 from offline_eval.report import __main__ as report
 
 pytest.importorskip('h5py', reason='h5py, which reads the .mat, is missing')
@@ -80,7 +81,7 @@ def fails(capsys, arguments):
 def answer(dataset, position, path, protocol='bts', scale=0.0, align='none'):
     """Depth of one image of other predictions, as it is scored."""
     pair, chosen = dataset.read(position), PROTOCOLS[protocol]
-    return witness.foreign('a', path, dataset, chosen, scale, align).answer(SimpleNamespace(
+    return predictions.foreign('a', path, dataset, chosen, scale, align).answer(SimpleNamespace(
         entry=dataset.entries[position], pair=pair, truth=chosen.truth(pair.depth),
         protocol=chosen, estimator=SimpleNamespace(device='cpu'))).numpy()
 
@@ -91,7 +92,7 @@ def written(world, tmp_path_factory):
     folders = {}
     for protocol in ('depthclip', 'bts'):
         folders[protocol] = tmp_path_factory.mktemp(protocol) / 'witness'
-        assert cli.main(['witness', *given(world, '-o', folders[protocol], '--protocol',
+        assert cli.main(['export', *given(world, '-o', folders[protocol], '--protocol',
                                            protocol)]) == 0
     return folders
 
@@ -177,7 +178,7 @@ def test_what_is_written_is_what_the_scripts_of_bts_read(world, samples, written
         assert stored[crop].min() > 0
         stored[crop] = 0
         assert not stored.any()
-    about = json.loads((written[protocol] / 'witness.json').read_text())
+    about = json.loads((written[protocol] / 'export.json').read_text())
     assert (about['scale'], about['images'], about['protocol']) == (1000, 10, protocol)
     assert len(about['weights']) == 64
 
@@ -201,10 +202,10 @@ def test_a_script_of_its_own_scores_the_same(world, written, tmp_path):
 
 def test_kitti_is_written_as_its_tools_read_it(tmp_path):
     write_kitti(tmp_path, [(375, 1242)] * 2, lambda size: np.full(size, 9))
-    assert cli.main(['witness', '--data', str(tmp_path), '--weights', 'demo', '--device', 'cpu',
+    assert cli.main(['export', '--data', str(tmp_path), '--weights', 'demo', '--device', 'cpu',
                      '-o', str(tmp_path / 'out')]) == 0
     dataset = open_dataset(tmp_path)
-    found = witness.foreign('a', tmp_path / 'out', dataset, PROTOCOLS['kitti'], align='median')
+    found = predictions.foreign('a', tmp_path / 'out', dataset, PROTOCOLS['kitti'], align='median')
     assert '(352 x 1216, 256 a metre)' in found.note
     path = tmp_path / 'out' / 'raw' / '2011_09_26_drive_0002_sync_0000000001.png'
     read = answer(dataset, 1, tmp_path / 'out', scale=256.0, protocol='kitti')
@@ -214,17 +215,23 @@ def test_kitti_is_written_as_its_tools_read_it(tmp_path):
     assert scored.mean() > 0.5
 
 
+def test_the_old_name_of_the_command_goes_on_and_says_so(world, tmp_path, capsys):
+    assert cli.main(['witness', *given(world, '-o', tmp_path)]) == 0
+    assert 'witness is called export' in capsys.readouterr().err
+    assert len(list((tmp_path / 'raw').iterdir())) == 10
+
+
 def test_what_was_interrupted_is_continued_by_the_same_command_and_nothing_overwritten(
         world, tmp_path, monkeypatch, capsys):
-    command = ['witness', *map(str, given(world, '-o', tmp_path))]
-    stored, done = witness.png, []
+    command = ['export', *map(str, given(world, '-o', tmp_path))]
+    stored, done = export.png, []
 
     def interrupted(depth):
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(depth)
         return stored(depth)
-    monkeypatch.setattr(witness, 'png', interrupted)
+    monkeypatch.setattr(export, 'png', interrupted)
     assert cli.main(command) == 130
     assert 'the same command continues' in capsys.readouterr().err
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / 'raw').iterdir()}
@@ -238,10 +245,10 @@ def test_what_was_interrupted_is_continued_by_the_same_command_and_nothing_overw
 
 
 def test_depth_that_does_not_fit_into_the_files():
-    assert (witness.in_16_bits(np.float32([[3.0, 2.9996]]), 1000.0, 'a') == 3000).all()
+    assert (export.in_16_bits(np.float32([[3.0, 2.9996]]), 1000.0, 'a') == 3000).all()
     for wrong in (65.6, 0.0005, np.nan, np.inf):
         with pytest.raises(PredictionError, match='does not fit into 16 bits'):
-            witness.in_16_bits(np.float32([[3, wrong]]), 1000.0, 'a')
+            export.in_16_bits(np.float32([[3, wrong]]), 1000.0, 'a')
 
 
 # Other programs' -------------------------------------------------------------------------------
@@ -280,16 +287,17 @@ def test_alignments():
     y = np.linspace(1, 5, 101)
     p = 3 * y
     p[-1] = 1000.0
-    np.testing.assert_allclose(witness.aligned(p, y, 'median', 10.0)[:-1], y[:-1])
-    np.testing.assert_allclose(witness.aligned(2 + 0.5 * y, y, 'lstsq', 10.0), y)
+    np.testing.assert_allclose(predictions.aligned(p, y, 'median', 10.0)[:-1], y[:-1])
+    np.testing.assert_allclose(predictions.aligned(2 + 0.5 * y, y, 'lstsq', 10.0), y)
     # What falls where it should rise is not turned round: it is no better than a constant.
-    np.testing.assert_allclose(witness.aligned(2 - 0.5 * y, y, 'lstsq', 10.0), y.mean())
+    np.testing.assert_allclose(predictions.aligned(2 - 0.5 * y, y, 'lstsq', 10.0), y.mean())
     np.testing.assert_allclose(
-        witness.aligned(y, y, 'disparity', 10.0), 1 / np.mean(1 / y))
-    np.testing.assert_allclose(witness.aligned(8 / y - 3, y, 'disparity', 10.0), y)
-    np.testing.assert_array_equal(witness.aligned(p, y, 'none', 10.0), p)
+        predictions.aligned(y, y, 'disparity', 10.0), 1 / np.mean(1 / y))
+    np.testing.assert_allclose(predictions.aligned(8 / y - 3, y, 'disparity', 10.0), y)
+    np.testing.assert_array_equal(predictions.aligned(p, y, 'none', 10.0), p)
     # What comes out beyond infinity is as far as counts.
-    far = witness.aligned(np.array([1.0, 0.5, 0.0]), np.array([1.0, 2.0, 9.0]), 'disparity', 9.5)
+    far = predictions.aligned(np.array([1.0, 0.5, 0.0]), np.array([1.0, 2.0, 9.0]), 'disparity',
+                              9.5)
     assert 0 < far.max() <= 9.5
 
 
@@ -302,7 +310,7 @@ def test_alignments():
 def test_predictions_that_are_refused(dataset, rivals, name, how, message):
     """Files that are missing, of a wrong unit, or of a wrong sign."""
     with pytest.raises(PredictionError, match=message):
-        witness.foreign('a', rivals / name, dataset, PROTOCOLS['bts'], **how)
+        predictions.foreign('a', rivals / name, dataset, PROTOCOLS['bts'], **how)
 
 
 def predicted(folder, dataset, change, name='rgb_{:05d}.npy', scale=1000):
@@ -330,7 +338,7 @@ def as_it_is(true, _):
 def doubts(dataset, path, scale=0.0, align='none'):
     """Warnings that the report would have of predictions."""
     fresh = replace(dataset, warnings=())
-    witness.foreign('a', path, fresh, PROTOCOLS['bts'], scale, align)
+    predictions.foreign('a', path, fresh, PROTOCOLS['bts'], scale, align)
     return ' '.join(fresh.warnings)
 
 
@@ -494,7 +502,7 @@ def test_names_that_are_no_utf8(world, dataset, tmp_path):
     assert 'ny\ufffd' in (results / 'report/report.html').read_text(encoding='utf-8')
     assert 'a\ufffd' in (results / 'report/report.md').read_text(encoding='utf-8')
     assert report.main([str(results)]) == 0
-    assert cli.main(['witness', *given(world, '-o', output / 'w', data=data)]) == 0
+    assert cli.main(['export', *given(world, '-o', output / 'w', data=data)]) == 0
     assert len(list((output / 'w/raw').iterdir())) == 10
 
 
@@ -540,7 +548,7 @@ def test_few_files_stand_for_no_more_images(recordings, tmp_path, capsys):
 
 def test_exported_depth_of_recordings_is_read_again(recordings, tmp_path):
     folder, more = recordings
-    assert cli.main(['witness', *given(None, '-o', tmp_path / 'own', *more, data=folder)]) == 0
+    assert cli.main(['export', *given(None, '-o', tmp_path / 'own', *more, data=folder)]) == 0
     assert {path.name for path in (tmp_path / 'own/raw').iterdir()} == {
         f'seq{i}_{10 * j:06d}.png' for i in range(4) for j in range(3)}
     summary = evaluate(None, tmp_path / 'out', '--predictions', f'a={tmp_path / "own"}', *more,
@@ -556,8 +564,8 @@ def one(dataset, tmp_path):
     write_png(path, np.full((480, 640), 2.0))
 
     def read(protocol='bts', align='none', path=path):
-        depth = witness.metres_of(witness.numbers_of(path, 0.0), 1000.0, align)
-        return witness.read(depth, path, align, (480, 640), PROTOCOLS[protocol].truth(truth),
+        depth = predictions.metres_of(predictions.numbers_of(path, 0.0), 1000.0, align)
+        return predictions.read(depth, path, align, (480, 640), PROTOCOLS[protocol].truth(truth),
                             PROTOCOLS[protocol])
     return path, read
 

@@ -63,7 +63,7 @@ def test_two_sets_side_by_side(picture, rgb, demo_estimator, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(('words', 'cause', 'other'), [
-    ('close,far,close', 'close stands twice', 'empty'), ('a,,b', 'an empty word', 'twice'),
+    ('close,far,close', 'close, close are one word', 'empty'), ('a,,b', 'an empty word', 'twice'),
     ('close,', 'an empty word', 'one word')])
 def test_the_one_cause_is_named(words, cause, other, capsys):
     assert run(words, '--weights', 'demo') == 1
@@ -117,8 +117,8 @@ def test_an_unreadable_picture_is_reported_and_the_others_count(picture, tmp_pat
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (['far'], 'is one word'), (['a, , b'], 'an empty word'), (['a, a'], 'stand twice'),
-    (['far, Far'], 'stand twice'), (['close，far'], 'commas between them'),
+    (['far'], 'is one word'), (['a, , b'], 'an empty word'), (['a, a'], 'which stands twice'),
+    (['far, Far'], 'which stands twice'), (['close，far'], 'commas between them'),
     (['a, b', '--bins', '2,1'], 'must ascend'), (['a, b', '--image', '/no/such'], 'no image')])
 def test_what_cannot_be_is_refused(arguments, message, capsys):
     assert run(*arguments, '--weights', 'demo') == 1

@@ -49,6 +49,7 @@ from depthclip_ros.core import CameraImage, DepthEstimator  # noqa: E402
 from depthclip_ros.core.anchor import Adjustment, Points, ScaleFilter  # noqa: E402
 from depthclip_ros.core.camera import CameraModel  # noqa: E402
 from depthclip_ros.core.prediction import DepthPrediction  # noqa: E402
+from depthclip_ros.evaluation.metrics import metrics_of, named, score  # noqa: E402
 from depthclip_ros.messages.config import read_config  # noqa: E402
 from depthclip_ros.sim import (  # noqa: E402
     KINDS,
@@ -59,7 +60,6 @@ from depthclip_ros.sim import (  # noqa: E402
     render,
     trajectory,
 )
-from offline_eval.metrics import metrics_of, named, score  # noqa: E402
 
 Float32 = NDArray[np.float32]
 Results = Mapping[str, Any]

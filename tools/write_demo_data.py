@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from depthclip_ros.evaluation.datasets.nyu import extract
 from depthclip_ros.sim import KINDS, Scene
 from depthclip_ros.sim.formats import make_samples, write_bag, write_labeled_mat, write_splits
-from offline_eval.datasets.nyu import extract
 
 
 def main() -> None:

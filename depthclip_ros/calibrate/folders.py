@@ -211,15 +211,15 @@ def _each(
 
 
 def training_split(path: Path, options: Options) -> Recording:
-    """Of a data set that `offline_eval` knows, one sequence a scene.
+    """Of a data set that `evaluation.datasets` knows, one sequence a scene.
 
     Raises:
         RecordingError: it is none, or has no such split.
 
     """
-    from offline_eval.datasets import open_dataset
-    from offline_eval.errors import EvaluationError
-    from offline_eval.protocol import PROTOCOLS
+    from ..evaluation.datasets import open_dataset
+    from ..evaluation.errors import EvaluationError
+    from ..evaluation.protocol import PROTOCOLS
     try:
         data = open_dataset(path).training()
     except EvaluationError as error:

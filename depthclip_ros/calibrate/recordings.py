@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings: images, and depth that was measured, on the same pixels.
 
-Of folders and of the data sets of `offline_eval` in `folders`; of bags in `bags`.
+Of folders and of the data sets of `evaluation` in `folders`; of bags in `bags`.
 """
 
 from __future__ import annotations

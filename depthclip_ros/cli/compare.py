@@ -10,10 +10,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from offline_eval.metrics import METRICS, SYMBOLS
-from offline_eval.recorded import MAX_DEPTH, Comparison, Distance, Line, Scores
-from offline_eval.recorded import compare as pool
-
 from ..calibrate.bags import open_recording, written_depth
 from ..calibrate.recordings import (
     LeftOut,
@@ -28,6 +24,9 @@ from ..core.errors import ConfigError, DepthClipError, quoted
 from ..core.files import check_new, output_folder, printable, user_path
 from ..core.image import CameraImage
 from ..document import Block, Heading, Strong, Table, Text, to_terminal
+from ..evaluation.metrics import METRICS, SYMBOLS
+from ..evaluation.recorded import MAX_DEPTH, Comparison, Distance, Line, Scores
+from ..evaluation.recorded import compare as pool
 from ..figures import (
     PREDICTIONS,
     RESPONSES,

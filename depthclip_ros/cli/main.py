@@ -175,7 +175,7 @@ COMMANDS = (
                    help='stop after N depth images (default 50; --images and --bag: all)'),
             COLORS,
             option('-o --output', default='demo_output', metavar='FOLDER',
-                   help='default %(default)s/'),
+                   help='default %(default)s/; beside an earlier demo a folder with a number'),
         )),
     Command(
         'predict', 'predict.predict_files', 'depth of image files, without ROS',
@@ -185,7 +185,8 @@ COMMANDS = (
             COLORS,
             CAMERA,
             *MODEL,
-            option('-o --output', required=True, metavar='FOLDER'),
+            option('-o --output', required=True, metavar='FOLDER',
+                   help='nothing is overwritten'),
         )),
     Command(
         'calibrate', 'calibrate.calibrate',
@@ -268,7 +269,7 @@ COMMANDS = (
             COLORS,
             CAMERA,
             *MODEL,
-            text('-o --output', 'FOLDER', 'write pictures there'),
+            text('-o --output', 'FOLDER', 'write pictures there; nothing is overwritten'),
         )),
     Command(
         'bag', 'bag.convert_bag', 'depth of all images of a bag, in a new bag, without ROS',

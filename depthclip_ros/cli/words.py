@@ -128,8 +128,10 @@ def _listed(text: str) -> tuple[str, ...]:
                           'patch. Give two at least, with commas between them, from near to far.')
     if '' in found:
         raise ConfigError(f'{quoted(text)} holds an empty word: commas stand between words only.')
-    if twice := [word for word in dict.fromkeys(found) if found.count(word) > 1]:
-        raise ConfigError(f'{quoted(text)}: {", ".join(twice)} stands twice; give each word once.')
+    lower = [word.lower() for word in found]
+    if twice := [word for word in found if lower.count(word.lower()) > 1]:
+        raise ConfigError(f'{quoted(text)}: {", ".join(twice)} are one word to CLIP, which stands '
+                          'twice; give it once.')
     return found
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from depthclip_ros import document
 from depthclip_ros.core.files import numbered_folder
 from depthclip_ros.document import Block, Heading, Picture, Table, Text
+from depthclip_ros.evaluation.datasets.base import NYU
 from offline_eval import results as results_folder
-from offline_eval.datasets.base import NYU
 from offline_eval.report import charts, tables
 from offline_eval.results import Results, Summary
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from depthclip_ros.document import Picture
+from depthclip_ros.evaluation.metrics import PAPER_METRICS, SYMBOLS, heading, unit
 from depthclip_ros.figures import (
     PREDICTED,
     PREDICTIONS,
@@ -27,7 +28,6 @@ from depthclip_ros.figures import (
     short,
     spots_of,
 )
-from offline_eval.metrics import PAPER_METRICS, SYMBOLS, heading, unit
 from offline_eval.report.tables import class_name
 from offline_eval.results import ALL, ROLES, Results, Summary
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from depthclip_ros.core.errors import quoted
 from depthclip_ros.document import Quiet, Small, Strong, Table, Text
-from offline_eval.metrics import (
+from depthclip_ros.evaluation.bootstrap import BEST_CONSTANT, Interval
+from depthclip_ros.evaluation.metrics import (
     HIGHER_IS_BETTER,
     MEANINGS,
     METRICS,
@@ -18,9 +19,8 @@ from offline_eval.metrics import (
     heading,
     number,
 )
-from offline_eval.paper import other_settings
-from offline_eval.results import ALL, Comparison, Interval, Row, Summary
-from offline_eval.statistics import BEST_CONSTANT
+from offline_eval.gate import other_settings
+from offline_eval.results import ALL, Comparison, Row, Summary
 
 PUBLISHED = 'Italics: published numbers, not measured in this run.'
 #: Controls that see the image, with other words.

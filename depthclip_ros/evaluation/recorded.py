@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Depth of a recording against the depth that a sensor measured beside it.
 
-Metrics are those of `offline_eval.metrics`, as means over the images. Beside them stand two
+Metrics are those of `metrics`, as means over the images. Beside them stand two
 oracles, which see the measured depth: the constant, and the one scale for all of depth, that are
 best in each metric. What is no better than the constant has not looked at the image; what the
 scale repairs is a matter of calibration.
@@ -19,6 +19,7 @@ import torch
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from .bootstrap import BEST_CONSTANT, LEAST_GROUPS, SAID, Interval, draw, interval
 from .metrics import (
     METRICS,
     MIN_DEPTH,
@@ -34,8 +35,6 @@ from .metrics import (
     score,
     unit,
 )
-from .results import Interval
-from .statistics import BEST_CONSTANT, LEAST_GROUPS, SAID, draw, interval
 
 #: Metres; what is measured beyond is no measurement, unless it is asked for, up to the farthest.
 MAX_DEPTH, FARTHEST = 200.0, 1000.0

@@ -6,15 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import DatasetError, contents
-from . import nyu
-from .base import KITTI, LISTS, Dataset, Entry, Pair, of_files, read_list
+from . import kitti, nyu
+from .base import LISTS, Dataset, Entry, Pair
 
 __all__ = ['Dataset', 'Entry', 'Pair', 'open_dataset']
-
-KITTI_LIST = 'eigen_test_files_with_gt.txt'
-_TRUTHS = ('', 'data_depth_annotated', 'data_depth_annotated/train', 'data_depth_annotated/val',
-           'train', 'val', 'gt_depth')
-
 
 def open_dataset(
     path: Path, list_file: Path | None = None, truth: Path | None = None, *,
@@ -59,33 +54,10 @@ def _open_folder(path: Path, list_file: Path | None, truth: Path | None) -> Data
         if any(folder.glob(nyu.KAGGLE)):
             return nyu.open_kaggle(folder)
     if any(path.glob('2011_*')):
-        return _open_kitti(path, list_file or path / KITTI_LIST, truth)
+        return kitti.open_raw(path, list_file or path / kitti.LIST, truth)
     if list_file:
         return nyu.open_official(path, list_file)
     raise DatasetError(
         f'{path}: no known data set. Expected {nyu.MAT}, or a folder with it, with '
         'official_splits/test/SCENE/rgb_NNNNN.jpg, with nyu2_test/NNNNN_colors.png, or with '
         f"KITTI's 2011_*. {contents(path)}")
-
-
-def _open_kitti(path: Path, list_file: Path, truth: Path | None) -> Dataset:
-    """Of the raw data and the annotated sparse depth; a list's image without any (`None`) goes."""
-    if not list_file.is_file():
-        raise DatasetError(f'{path}: looks like KITTI raw data; give the Eigen test list with '
-                           f'--list {KITTI_LIST}.')
-    every = read_list(list_file)
-    names = [row for row in every if row[1] != 'None']
-    roots = [truth] if truth else [path / folder for folder in _TRUTHS]
-    entries = [Entry(
-        i, rgb, sequence=next((part for part in Path(rgb).parts if '_drive_' in part), ''),
-        focal=focal, files=(path / rgb, next(
-            (root / depth for root in roots if (root / depth).is_file()), roots[0] / depth)))
-        for i, (rgb, depth, focal) in enumerate(names)]
-    dataset = of_files(path, 'KITTI Eigen', entries, split='Eigen test list',
-                       depth='sparse lidar', scale=256.0)
-    dataset.origin = KITTI
-    if len(names) < len(every):
-        dataset.warnings = (
-            (f'{len(every) - len(names)} of {len(every)} images of {list_file.name} have no '
-             'annotated depth and are left out, as in the official evaluation.'),)
-    return dataset

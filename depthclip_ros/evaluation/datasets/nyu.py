@@ -19,11 +19,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from depthclip_ros.core.files import atomic, check_new
-from depthclip_ros.core.formats import kind_of
-from depthclip_ros.progress import progress
-from depthclip_ros.sources.pictures import SUFFIXES
-
+from ...core.files import atomic, check_new
+from ...core.formats import kind_of
+from ...progress import progress
+from ...sources.pictures import SUFFIXES
 from ..errors import DatasetError, ResultsError, listing
 from .base import IN_PAINTED, NYU, RENDERED, Dataset, Entry, of_files, read_list
 
@@ -302,7 +301,6 @@ def extract(mat: Path, folder: Path) -> Path:
     except OSError as error:
         raise ResultsError(f'{folder}: cannot be written ({error.strerror or error}). Free space '
                            'or choose another folder.') from error
-    print(f'{len(every)} images in {root}')
     return root / 'test'
 
 

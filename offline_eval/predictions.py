@@ -1,17 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth as files: this method's for other programs, and other methods' for this one.
-
-Written is what BTS's `bts_test.py` writes and its `utils/eval_with_pngs.py` reads, with all that
-was made after it: 16-bit PNG, 1000 a metre, `raw/SCENE_rgb_NUMBER.png` of the whole image on NYU;
-256 a metre, `raw/DRIVE_FRAME.png` of the KITTI benchmark crop on KITTI.
-"""
+"""Other programs' depth of the same images, read from files and compared with the truth."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from depthclip_ros.color import png
-from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.errors import ImageError
-from depthclip_ros.core.files import check_new
-from depthclip_ros.progress import progress
+from depthclip_ros.evaluation.datasets import Dataset, Entry
+from depthclip_ros.evaluation.datasets.base import Metres, nearest_scale
+from depthclip_ros.evaluation.errors import PredictionError, contents, listing
+from depthclip_ros.evaluation.metrics import MIN_DEPTH
+from depthclip_ros.evaluation.protocol import Protocol
 from depthclip_ros.sources.depth_maps import ARRAYS, SUFFIXES, read_depth_map
 
 from .contenders import Contender
-from .datasets import Dataset, Entry
-from .datasets.base import KITTI, Metres, nearest_scale
-from .errors import EvaluationError, PredictionError, contents, listing
-from .metrics import MIN_DEPTH
-from .protocol import Protocol
-from .results import to_json, write
 
-RAW, ABOUT = 'raw', 'witness.json'
-LARGEST = 65535  # in 16 bits
+RAW = 'raw'  # folder of predictions, as BTS has it
 ALIGNMENTS: Mapping[str, str] = {
     'none': 'as predicted, in metres',
     'median': "multiplied so that each image's median is the true one: no metric depth, its scale "
@@ -71,9 +59,6 @@ def file_names(entries: Sequence[Entry]) -> list[list[str]]:
         number, scene = f'{entry.index:05d}', entry.scene.replace('/', '_')
         return [f'{scene}_rgb_{number}'.lstrip('_'), f'rgb_{number}', number, str(own)]
     return list(map(names, entries))
-
-
-# Others' predictions -----------------------------------------------------------------------------
 
 
 def foreign(
@@ -344,62 +329,3 @@ def aligned(
     if how == 'disparity':
         return 1 / np.maximum(fitted, 1 / max_depth)
     return np.maximum(fitted, 2 * MIN_DEPTH)
-
-
-# One's own ---------------------------------------------------------------------------------------
-
-
-def write_all(
-    dataset: Dataset, protocol: Protocol, estimator: DepthEstimator, folder: Path,
-    about: Mapping[str, Any],
-) -> Path:
-    """Predict every image, and write what other programs evaluate.
-
-    Returns the folder `raw` in the given one, beside which `witness.json` says `about` them how
-    they came about. Predictions that are there already stay, if they did so in the same way.
-
-    Raises:
-        PredictionError: a depth does not fit into the files.
-        ResultsError: they cannot be written.
-        ConfigError: the folder has other predictions already.
-        EvaluationError: two images would have one name.
-
-    """
-    raw, noted = folder / RAW, folder / ABOUT
-    names = [first for first, *_ in file_names(dataset.entries)]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise EvaluationError(f'{dataset.path}: several images would have one name:'
-                              f'{listing(twice)}')
-    said = to_json({**about, 'scale': dataset.scale, 'images': len(names)})
-    if not (noted.is_file() and noted.read_bytes() == said.encode()):
-        check_new((noted, *islice(raw.glob('*'), 1)))
-    write(noted, said)
-    for position, name in enumerate(progress(names, 'predictions', len(names))):
-        path = raw / f'{name}.png'
-        if path.exists():
-            continue
-        pair = dataset.read(position)
-        depth = in_16_bits(estimator.predict(protocol.prepare(pair)[0]).depth, dataset.scale, name)
-        if dataset.origin != KITTI:  # whose evaluation puts the crop into the image itself
-            whole = np.zeros(pair.depth.shape, np.uint16)
-            whole[protocol.boxes(*pair.depth.shape)[0]] = depth
-            depth = whole
-        write(path, png(depth))
-    return raw
-
-
-def in_16_bits(depth: Metres, scale: float, name: str) -> NDArray[np.uint16]:
-    """Metres, rounded, of which nothing may be lost.
-
-    Raises:
-        PredictionError: something would be; `name` is the image's.
-
-    """
-    values = depth * np.float32(scale)
-    if not (np.isfinite(values).all() and values.min() >= 1 and values.max() <= LARGEST):
-        raise PredictionError(
-            f'{name}: depth of {np.min(depth):.4g} to {np.max(depth):.4g} m does not fit '
-            f'into 16 bits with {scale:g} a metre, which hold {1 / scale:g} to '
-            f'{LARGEST / scale:g} m.')
-    rounded: NDArray[np.uint16] = np.rint(values).astype(np.uint16)
-    return rounded

@@ -6,8 +6,8 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from depthclip_ros.core.errors import DepthClipError, first_of
-from depthclip_ros.core.formats import kind_of
+from ..core.errors import DepthClipError, first_of
+from ..core.formats import kind_of
 
 _MOST_ENTRIES = 10_000
 

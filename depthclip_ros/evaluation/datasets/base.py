@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from depthclip_ros.core.errors import ImageError
-from depthclip_ros.core.formats import kind_of
-from depthclip_ros.sources.depth_maps import read_depth_map
-from depthclip_ros.sources.pictures import SUFFIXES, read_picture
-
+from ...core.errors import ImageError
+from ...core.formats import kind_of
+from ...sources.depth_maps import read_depth_map
+from ...sources.pictures import SUFFIXES, read_picture
 from ..errors import DatasetError, listing
 
 _PROBES = 8
