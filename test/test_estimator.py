@@ -366,6 +366,26 @@ def test_vision_transformer(tmp_path):
     assert np.isfinite(estimator.predict(IMAGE).depth).all()
 
 
+@pytest.mark.parametrize('features', ['reference', 'maskclip', 'attnpool'])
+@pytest.mark.parametrize(('choose', 'chosen', 'usual'), [
+    (torch.set_default_dtype, torch.float64, torch.float32),
+    (torch.set_default_dtype, torch.bfloat16, torch.float32),
+    (torch.set_default_device, 'meta', None)])
+def test_what_tensors_are_by_default_in_the_process_is_nothing_to_us(
+        state_dict, tmp_path, features, choose, chosen, usual):
+    """As programs set it around the models of their own: both while loading and predicting."""
+    config = SMALL.replace(features=features, scenes=['hall', 'closet'])
+    depth = DepthEstimator(config, state_dict, 'cpu', cache_dir=tmp_path).predict(IMAGE).depth
+    choose(chosen)
+    try:
+        estimator = DepthEstimator(config, state_dict, 'cpu', cache_dir=tmp_path / 'another')
+        here = estimator.predict(IMAGE).depth
+        assert torch.empty(0).dtype == chosen or torch.empty(0).is_meta  # theirs still
+    finally:
+        choose(usual)
+    np.testing.assert_allclose(here, depth, **ROUNDING)
+
+
 def test_devices_and_precisions():
     cpu = torch.device('cpu')
     assert resolve_device('cpu') == cpu

@@ -35,6 +35,7 @@ from .config import FORMER, DepthConfig, Size
 from .errors import CalibrationError, quoted
 from .files import atomic, open_regular, user_path
 from .formats import kind_of
+from .projection import float32
 
 FORMAT = 'depthclip_ros calibration 3'
 SUFFIX = '.safetensors'
@@ -285,7 +286,7 @@ class Calibration:
 
         """
         own, directions = _on(self, depth.device), torch.from_numpy(rays)
-        ratio = torch.tensor(ratios, dtype=torch.float32)[:, None, None]
+        ratio = float32(ratios)[:, None, None]
         language = depth.log()
         correction = own['bias'].expand_as(depth)
         if view is not None:

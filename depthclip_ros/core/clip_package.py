@@ -82,10 +82,18 @@ def tokenizer_digest() -> str:
 
 @contextmanager
 def fitting_weights() -> Iterator[None]:
-    """Say it with a WeightsError where a network cannot be built from weights."""
+    """Build a network from weights: in float32, and with a WeightsError where it cannot be.
+
+    Modules take their number format from the process, which for this moment is float32.
+    """
+    import torch
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     try:
         yield
     except (RuntimeError, ArithmeticError, AssertionError, LookupError, TypeError,
             ValueError) as error:
         raise WeightsError('the weights do not fit their own architecture: '
                            f'{reason(error)}. Give other weights.') from error
+    finally:
+        torch.set_default_dtype(dtype)

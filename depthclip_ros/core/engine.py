@@ -19,7 +19,7 @@ import logging
 import platform
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,12 @@ def current(device: torch.device) -> Iterator[None]:
     """Compute on a device as it is meant here, whatever the process around it has chosen.
 
     A GPU is the current one, so that nothing is allocated on another, and multiplies float32
-    without TF32, which rounds factors to 10 bits. Nothing is autocast: eq. 3 is float32. What the
-    process had chosen counts again afterwards.
+    without TF32, which rounds factors to 10 bits. Nothing is autocast: eq. 3 is float32. Tensors
+    are on the CPU where no device is named. What the process had chosen counts again afterwards.
     """
-    with torch.autocast('cpu', enabled=False):
+    default = getattr(torch, 'get_default_device', lambda: None)()  # since torch 2.3
+    with nullcontext() if default == torch.device('cpu') else torch.device('cpu'), \
+            torch.autocast('cpu', enabled=False):
         if device.type != 'cuda':
             yield
             return
@@ -288,9 +290,10 @@ def install(
 def known_image(size: tuple[int, int]) -> Tensor:
     """(1, 3, height, width): a fixed normalised image of smooth blobs and noise."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(1, 3, 6, 8, generator=generator)
+    coarse = torch.randn(1, 3, 6, 8, generator=generator, dtype=torch.float32)
     blobs = nn.functional.interpolate(coarse, size, mode='bilinear')
-    return blobs + 0.2 * torch.randn(1, 3, *size, generator=generator)
+    return blobs + 0.2 * torch.randn(
+        1, 3, *size, generator=generator, dtype=torch.float32)
 
 
 @torch.inference_mode()

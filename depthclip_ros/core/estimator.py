@@ -32,6 +32,7 @@ from .errors import ConfigError, EngineError, ImageError, WeightsError, reason
 from .image import CameraImage, Rgb
 from .model import load_model
 from .prediction import DepthPrediction
+from .projection import float32
 from .resnet import FoldedResNet
 from .state_dict import Log
 from .steps import LoadedSettings
@@ -111,10 +112,10 @@ class DepthEstimator:
         self._texts: dict[Phrases, _Text] = {}  # the last ones
         self._calibrations: dict[str, tuple[Any, Calibration]] = {}  # and which file each was
         self._pool: AttentionPool | None = None
-        self.text_cache_hit = self._text_of(phrases_of(config)[0]).is_cached
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
         self._words_in_log: set[Phrases] = set()
         self._put_in_force(self.prepare(config))
+        self.text_cache_hit = self._texts[phrases_of(config)[0]].is_cached
         self._state_dict = None
         del state_dict
         release_freed_memory()
@@ -160,11 +161,10 @@ class DepthEstimator:
                 configuration.
 
         """
-        text = [torch.tensor(self._text_of(phrases).features, dtype=torch.float32)
-                for phrases in phrases_of(config)]
-        scenic, calibration = config.has_scenes, None
-        if scenic and self._pool is None:  # then it stays: of RN50 it is 59 MB
-            with current(self.device):
+        with current(self.device):
+            text = [float32(self._text_of(phrases).features) for phrases in phrases_of(config)]
+            scenic, calibration = config.has_scenes, None
+            if scenic and self._pool is None:  # then it stays: of RN50 it is 59 MB
                 self._pool = self.model.encoder.pool or build_attention_pool(
                     self._tensors()).to(self.device)
         if config.calibration:
@@ -172,8 +172,8 @@ class DepthEstimator:
             calibration.check(config, self.weights.digest, self.precision, self.grid,
                               self.model.channels)
         return LoadedSettings(
-            config, text[0].to(self.device), torch.tensor(config.bins), calibration,
-            self._pool if scenic else None, text[-1], torch.tensor(config.bins_of_scenes()))
+            config, text[0].to(self.device), float32(config.bins), calibration,
+            self._pool if scenic else None, text[-1], float32(config.bins_of_scenes()))
 
     def _calibration_of(self, path: str) -> Calibration:
         """Read a calibration; one that is in use may be removed, and one that is new counts."""

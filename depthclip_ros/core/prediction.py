@@ -14,7 +14,7 @@ from .anchor import Adjustment
 from .config import DepthConfig, Size
 from .errors import ImageError
 from .image import Metres
-from .projection import upsample
+from .projection import float32, upsample
 from .words import Scene, mixed_bins
 
 NOT_ADJUSTED = Adjustment()
@@ -98,10 +98,10 @@ class DepthPrediction:
             config: with which the image was answered.
 
         """
-        bins, scene = torch.tensor(config.bins), self.scene
+        bins, scene = float32(config.bins), self.scene
         if scene is not None:
             bins = mixed_bins(
-                torch.from_numpy(scene.probabilities)[None], torch.tensor([scene.plain]),
-                torch.tensor(config.bins_of_scenes()), bins)[0]
+                torch.from_numpy(scene.probabilities)[None], float32([scene.plain]),
+                float32(config.bins_of_scenes()), bins)[0]
         factor = self.focal_ratio * self.adjustment.scale
         return [factor * float(metres) for metres in bins]

@@ -15,6 +15,7 @@ from . import engine
 from .config import Size
 from .errors import ImageError
 from .image import Rgb
+from .projection import float32
 
 # (mean, standard deviation) of RGB in [0, 1]. The official code uses ImageNet's although CLIP was
 # trained with its own.
@@ -40,7 +41,7 @@ class Preprocessor:
         # Whole rows at a time are normalised: their length suits a processor's vectors, three
         # channels do not.
         self._scale, self._shift = (
-            torch.tensor(np.tile(values, size[1]), dtype=torch.float32).to(device)
+            float32(np.tile(values, size[1])).to(device)
             for values in (1 / (255 * np.array(deviation)), -np.array(mean) / deviation))
 
     def __call__(self, images: Sequence[Rgb], *, flip: bool = False) -> Tensor:
@@ -54,7 +55,8 @@ class Preprocessor:
         pixels: Sequence[Tensor] | Tensor = [resize(image, self.size) for image in images]
         if self._device.type == 'cuda':
             pixels = engine.upload(torch.stack(list(pixels)), self._device)
-        rows = torch.empty((1 + flip) * count, height, 3 * width, device=self._device)
+        rows = torch.empty((1 + flip) * count, height, 3 * width, dtype=torch.float32,
+                           device=self._device)
         for image, target in zip(pixels, rows, strict=False):
             torch.addcmul(self._shift, image.reshape(height, -1).float(), self._scale, out=target)
         batch = rows.view(-1, height, width, 3)

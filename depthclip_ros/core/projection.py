@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 # CLIP's own logit scale, exp(logit_scale) of every released model; the official code has it as a
 # literal before the temperature.
 LOGIT_SCALE = 100.0
+
+
+def float32(values: ArrayLike) -> Tensor:
+    """Numbers as a tensor on the CPU, whatever dtype and device the process has by default."""
+    return torch.from_numpy(np.array(values, np.float32))
 
 
 def similarity_logits(
@@ -115,5 +122,5 @@ def upsample(patch_depth: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 def shares(patches: int, pixels: int, mode: str) -> Tensor:
     """Along one axis: (pixels, patches), every patch's share in every pixel of `upsample`."""
-    columns = torch.eye(patches)[:, None, :]
+    columns = torch.eye(patches, dtype=torch.float32)[:, None, :]
     return upsample(columns, (1, pixels), mode)[:, 0].T

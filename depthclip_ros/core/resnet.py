@@ -240,7 +240,7 @@ class WinogradConvolution(nn.Module):
         self._weight = _ONEDNN._reorder_convolution_weight(  # noqa: SLF001
             products.view(-1, self._in, 1, 1), *self._place,
             [1, _POSITIONS * self._in, self._count, 1])
-        bias_at = torch.zeros(_POSITIONS, self._out)
+        bias_at = torch.zeros(_POSITIONS, self._out, dtype=torch.float32)
         bias_at[_EVERYWHERE] = convolution.bias
         self._bias = bias_at.flatten()
 

@@ -24,6 +24,7 @@ from .engine import download
 from .image import CameraImage, Metres
 from .prediction import NOT_ADJUSTED, DepthPrediction
 from .projection import (
+    float32,
     limit_range,
     mean_of_passes,
     read_out,
@@ -168,7 +169,7 @@ def finish(
 
 def _of_images(numbers: Sequence[float]) -> Tensor:
     """(N, 1, 1) of a number for each image."""
-    return torch.tensor(numbers, dtype=torch.float32)[:, None, None]
+    return float32(numbers)[:, None, None]
 
 
 def _of_patches(factors: Sequence[Metres | None], shape: Size) -> Tensor:
