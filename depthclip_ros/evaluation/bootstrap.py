@@ -34,7 +34,7 @@ class Interval(Struct, frozen=True):
 
     def name(self) -> str:
         """Such as '95 % interval'."""
-        return f'{100 * self.level:.3g} % interval'
+        return f'{100 * self.level:.4g} % interval'
 
     def reading(self) -> str:
         """What it allows to say, if it is of a gain, and no more."""
