@@ -24,7 +24,7 @@ Weights = Mapping[str, Tensor]
 
 
 class Convolution(nn.Module):
-    """Convolution with bias, in plain operations that every device and compiler knows.
+    """Convolution with bias, and what follows it, in plain operations that every device knows.
 
     Attributes:
         reduction: pixels of the network's image in one of this convolution's input.
@@ -43,17 +43,14 @@ class Convolution(nn.Module):
         self.register_buffer('bias', bias)
         self.stride, self.padding, self.reduction = [stride] * 2, [padding] * 2, reduction
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve."""
-        return conv2d(x, self.weight, self.bias, self.stride, self.padding)
-
-    def relu(self, x: Tensor) -> Tensor:
-        """Convolve, then set what is negative to 0."""
-        return self.forward(x).relu_()
-
-    def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, shortcut: Tensor | None = None, *, relu: bool = True,
+    ) -> Tensor:
         """Convolve, add, then set what is negative to 0; `shortcut` may be overwritten."""
-        return self.forward(x).add_(shortcut).relu_()
+        y = conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        if shortcut is not None:
+            y = y.add_(shortcut)
+        return y.relu_() if relu else y
 
 
 class OneDnnConvolution(nn.Module):
@@ -72,20 +69,15 @@ class OneDnnConvolution(nn.Module):
         self._weight = _ONEDNN._reorder_convolution_weight(  # noqa: SLF001
             weight, *self._place, [1, weight.shape[1], *size])
 
-    def forward(self, x: Tensor, then: str = 'none') -> Tensor:
-        """Convolve, `then` do something to every number."""
+    def forward(
+        self, x: Tensor, shortcut: Tensor | None = None, *, relu: bool = True,
+    ) -> Tensor:
+        """Convolve, add in the memory of `shortcut`, then set what is negative to 0."""
+        inputs = x, self._weight, self._bias, *self._place
         result: Tensor = _ONEDNN._convolution_pointwise(  # noqa: SLF001
-            x, self._weight, self._bias, *self._place, then, [], None)
-        return result
-
-    def relu(self, x: Tensor) -> Tensor:
-        """Convolve, then set what is negative to 0."""
-        return self.forward(x, 'relu')
-
-    def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        """Convolve, add, then set what is negative to 0, in the memory of `shortcut`."""
-        result: Tensor = _ONEDNN._convolution_pointwise_.binary(
-            shortcut, x, self._weight, self._bias, *self._place, 'add', 1.0, 'relu', [], None)
+            *inputs, 'relu' if relu else 'none', [], None,
+        ) if shortcut is None else _ONEDNN._convolution_pointwise_.binary(
+            shortcut, *inputs, 'add', 1.0, 'relu' if relu else None, [], None)
         return result
 
 
@@ -109,12 +101,12 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H / stride, W / stride); `x` may be overwritten."""
-        y = self.spatial.relu(self.reduce.relu(x))
+        y = self.spatial(self.reduce(x))
         if self.pool is not None:
             y, x = self.pool(y), self.pool(x)
         if self.shortcut is not None:
-            x = self.shortcut(x)
-        added: Tensor = self.expand.add_relu(y, x)
+            x = self.shortcut(x, relu=False)
+        added: Tensor = self.expand(y, x)
         return added
 
 
@@ -146,7 +138,7 @@ class FoldedResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / 32, W / 32), in the weights' number format."""
         for convolution in self.stem:
-            x = convolution.relu(x)
+            x = convolution(x)
         x = self.pool(x)
         for block in self.blocks:
             x = block(x)
@@ -244,7 +236,7 @@ class WinogradConvolution(nn.Module):
         bias_at[_EVERYWHERE] = convolution.bias
         self._bias = bias_at.flatten()
 
-    def relu(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H, W), not negative."""
         batch, channels, height, width = x.shape
         down, across = -(-height // _OUT), -(-width // _OUT)
