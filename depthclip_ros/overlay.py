@@ -119,7 +119,7 @@ def draw(
         config.tokens, metres, colors, strict=True)]
     panel = _panel(prediction, words, spot, [*filter(None, [scene_words(prediction)]), *lines],
                    np.hstack([depth, canvas(height, GAP), color_bar(
-                       scale, height, median_of(prediction.depth))]))
+                       scale, height, median_of(prediction.patch_depth))]))
     result = canvas(max(len(photo), len(panel)), photo.shape[1] + _PANEL)
     result[:len(photo), :photo.shape[1]] = photo
     result[:len(panel), photo.shape[1]:] = panel
