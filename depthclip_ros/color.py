@@ -46,7 +46,7 @@ class Scale(NamedTuple):
     high: float  # [m]
     colormap: str = VIRIDIS
 
-    def ticks(self, median: float = math.nan, least: float = 0.12) -> list[float]:
+    def ticks(self, median: float = math.nan, least: float = 0.1) -> list[float]:
         """Depths to label in metres, so far apart: the ends, a median between, round ones."""
         labels = [self.low, self.high]
         exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)))

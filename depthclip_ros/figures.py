@@ -413,6 +413,7 @@ def _bar(
                           extendfrac=0.05, ticks=MaxNLocator(5), label=label)
     bar.outline.set_linewidth(0.5)
     if scale:
-        ticks = scale.ticks(median_of(values))
+        ticks = scale.ticks(median := median_of(values))
+        bar.ax.axhline(median, color='white', lw=1)
         bar.minorticks_off()
         bar.set_ticks(ticks, labels=[f'{round(tick, 2):g}' for tick in ticks])

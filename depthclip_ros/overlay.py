@@ -119,7 +119,7 @@ def draw(
         config.tokens, metres, colors, strict=True)]
     panel = _panel(prediction, words, spot, [*filter(None, [scene_words(prediction)]), *lines],
                    np.hstack([depth, canvas(height, GAP), color_bar(
-                       scale, height, median_of(prediction.depth))]))
+                       scale, height, median_of(prediction.patch_depth))]))
     result = canvas(max(len(photo), len(panel)), photo.shape[1] + _PANEL)
     result[:len(photo), :photo.shape[1]] = photo
     result[:len(panel), photo.shape[1]:] = panel
@@ -143,13 +143,13 @@ def _photo(
         interpolation=cv2.INTER_AREA if size[0] < len(rgb) else cv2.INTER_LINEAR,
     ), cv2.COLOR_RGB2BGR), np.uint8)
     grid = prediction.patch_depth.shape
-    # Of some patches, evenly spread; no more than have room.
-    counts = [max(1, min(count, most, length // least)) for count, most, length, least in zip(
-        grid, MOST_CHARTS, size, _CELL, strict=True)]
-    high, wide = (round(share * length / count)
-                  for share, length, count in zip(_CHART, size, counts, strict=True))
-    rows, columns = ([(2 * i + 1) * count // (2 * shown) for i in range(shown)]
-                     for count, shown in zip(grid, counts, strict=True))
+    # Of every so many patches: no more charts than have room.
+    steps = [-(-count // max(1, min(count, most, length // least)))
+             for count, most, length, least in zip(grid, MOST_CHARTS, size, _CELL, strict=True)]
+    high, wide = (round(share * length * min(step / count, 1)) for share, length, step, count
+                  in zip(_CHART, size, steps, grid, strict=True))
+    rows, columns = (range((count - 1) % step // 2, count, step)
+                     for count, step in zip(grid, steps, strict=True))
     for patch in product(rows, columns):
         y, x = (round((place + 0.5) * length / count)
                 for place, length, count in zip(patch, size, grid, strict=True))

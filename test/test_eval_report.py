@@ -434,6 +434,24 @@ def test_colours_of_depth_and_error(sample):
     assert [axes._colorbar.extend for axes in bars] == ['both', 'min']
 
 
+def test_rows_share_one_scale_of_depth_and_are_named(sample):
+    other = structs.replace(sample, name='far.png', depth=3 * sample.depth,
+                            truth=3 * sample.truth, metrics={'rmse': 0.25})
+    with figures.look():
+        rows = figures.predictions([sample, other], {'rmse': 'rmse {:.3f} m'}).subfigs
+    limits = {image.get_clim() for row in rows for axes in row.axes[1:3] for image in axes.images}
+    assert len(limits) == 1
+    ticks = [[float(text.get_text()) for text in row.axes[4].get_yticklabels()] for row in rows]
+    for row, labels, truth in zip(rows, ticks, (sample.truth, other.truth), strict=True):
+        assert [labels[0], labels[-1]] == pytest.approx(next(iter(limits)), abs=0.006)
+        marks = [line.get_ydata()[0] for line in row.axes[4].lines]
+        assert pytest.approx(np.nanmedian(truth)) in marks
+    assert pytest.approx(np.nanmedian(other.truth), abs=0.006) in ticks[1]
+    title = rows[1]._suptitle.get_text()
+    assert 'far.png' in title
+    assert '0.250 m' in title
+
+
 # Files ---------------------------------------------------------------------------------------
 
 

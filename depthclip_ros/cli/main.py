@@ -179,8 +179,9 @@ COMMANDS = (
         )),
     Command(
         'predict', 'predict.predict_files', 'depth of image files, without ROS',
-        'Write NAME_depth.png (16-bit millimetres, 0 = none), NAME_color.png, NAME_patches.npy '
-        '(metres) and NAME_patches.png for every image.', (
+        'Write NAME_depth.png (16-bit millimetres, 0 = none) and NAME_patches.npy (metres) for '
+        'every image, and when all are done, in the same colours, NAME_color.png and '
+        'NAME_patches.png.', (
             option('paths', nargs='+', metavar='IMAGE', help='files or folders'),
             COLORS,
             CAMERA,
