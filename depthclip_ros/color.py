@@ -30,10 +30,8 @@ WARNING_HEIGHT = 31
 GAP = 8
 BAR_WIDTH = 88
 UNKNOWN = (208, 208, 208)  # no depth; no colour of the maps is near it
-#: Colours of depth, by names that matplotlib has, too. Equal steps look equal in the first.
-COLORMAPS = {'viridis': cv2.COLORMAP_VIRIDIS, 'cividis': cv2.COLORMAP_CIVIDIS,
-             'turbo': cv2.COLORMAP_TURBO}
-VIRIDIS = 'viridis'
+# Colours of depth, by names that OpenCV and matplotlib have. Equal steps look equal in the first.
+COLORMAPS = VIRIDIS, _, _ = 'viridis', 'cividis', 'turbo'
 
 
 class Scale(NamedTuple):
@@ -88,7 +86,8 @@ def colorize(depth: NDArray[np.floating[Any]], scale: Scale) -> Picture:
     level -= np.float32(math.log(high))
     level *= np.float32(255.0 / math.log(low / high))
     level += np.float32(0.5)
-    picture = np.asarray(cv2.applyColorMap(level.astype(np.uint8), COLORMAPS[colormap]), np.uint8)
+    picture = np.asarray(cv2.applyColorMap(
+        level.astype(np.uint8), getattr(cv2, f'COLORMAP_{colormap.upper()}')), np.uint8)
     picture[holes] = UNKNOWN
     return picture
 
