@@ -586,3 +586,26 @@ with cudnn.flags(enabled=True): pass
     expected = estimator.predict(IMAGES)
     with torch.autocast('cpu', torch.bfloat16):
         assert_same(estimator.predict(IMAGES), expected)
+
+
+def test_a_gpu_is_the_current_one_without_autocast_and_tf32(monkeypatch):
+    devices, gpu = [], torch.device('cuda', 1)
+
+    @contextmanager
+    def device(index):
+        devices.append(index)
+        yield
+    monkeypatch.setattr(torch.cuda, 'device', device)
+    before = torch.is_autocast_enabled('cuda'), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_autocast_enabled('cuda', True)
+        torch.backends.cudnn.allow_tf32 = True
+        with engine.current(gpu):
+            assert devices == [gpu]
+            assert not torch.is_autocast_enabled('cuda')
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.is_autocast_enabled('cuda')
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_autocast_enabled('cuda', before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
