@@ -103,17 +103,18 @@ class DepthEstimator:
             offline=offline)
         self.weights, state_dict = self._load()
         self._state_dict: Mapping[str, Tensor] | None = state_dict  # until all is built
+        self._texts: dict[Phrases, _Text] = {}  # the last ones
+        self._calibrations: dict[str, tuple[Any, Calibration]] = {}  # and which file each was
+        self._backbone, self._words_in_log = config.backbone, set[Phrases]()
+        self._pool: AttentionPool | None = None
+        # First, since text encoder and network need not be in memory at once.
+        self.text_cache_hit = self._text_of(phrases_of(config)[0]).is_cached
         self.model = load_model(
             config, state_dict, self.device, dtype, None if dtype != torch.int8 else
             self._quantized_path(config), self.weights.source, log)
         self.engine, self.precision = self.model.engine, self.model.precision
-        self.grid, self._backbone = self.model.grid, config.backbone
-        self._texts: dict[Phrases, _Text] = {}  # the last ones
-        self._calibrations: dict[str, tuple[Any, Calibration]] = {}  # and which file each was
-        self._pool: AttentionPool | None = None
-        self.text_cache_hit = self._text_of(phrases_of(config)[0]).is_cached
+        self.grid = self.model.grid
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
-        self._words_in_log: set[Phrases] = set()
         self._put_in_force(self.prepare(config))
         self._state_dict = None
         del state_dict
