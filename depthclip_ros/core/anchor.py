@@ -102,7 +102,7 @@ class Points(NamedTuple):
     z: Float64  # metres along the optical axis
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """What a `ScaleFilter` knows after an image; replaced as a whole, so that any thread may look.
 
@@ -117,8 +117,6 @@ class State:
         condition: why that image's points are not followed; '' if they are.
         anchored: whether the scale rests on points, that is they were followed not longer ago
             than the filter's timeout.
-        around: root mean square, over all patches, of the logarithm of what was corrected beside
-            the scale; 0 if nothing was.
         time: of the image, in seconds; None before the first.
         silence: seconds since points were followed.
         log_scale: logarithm of the scale that points say, which `scale` follows in small steps.
@@ -136,7 +134,6 @@ class State:
     patches: int = 0
     condition: str = NO_POINTS
     anchored: bool = False
-    around: float = 0.0
     time: float | None = None
     silence: float = math.inf
     log_scale: float = 0.0
@@ -149,6 +146,12 @@ class State:
         """What the points say, in numbers."""
         return (f'scale {self.scale:.3g}, {100 * self.share:.0f} % of {self.points} points in '
                 f'{self.patches} patches agree')
+
+    @property
+    def around(self) -> float:
+        """Root mean square of the logarithm of what was corrected beside the scale; 0: nothing."""
+        return 0.0 if self.correction is None else math.sqrt(
+            np.mean(np.log(self.correction[0]) ** 2))
 
     @property
     def unusual(self) -> bool:
@@ -256,11 +259,11 @@ class ScaleFilter:
             state, scale=math.exp(published), log_scale=log_scale, correction=correction,
             helped=helped, share=last.share if math.isnan(share) else share,
             points=len(distances), patches=round(votes.sum()),
-            anchored=state.silence <= self._timeout, log_inflation=last.log_inflation if (
-                not are_new or unusable or deviations is None) else _scored(
-                    last.log_inflation, np.abs(errors), deviations,
-                    np.where(distances <= ERROR_GATE, votes, 0.0)),
-            around=0.0 if correction is None else math.sqrt(np.mean(np.log(correction[0]) ** 2)))
+            anchored=state.silence <= self._timeout)
+        if are_new and not unusable and deviations is not None:
+            state = replace(state, log_inflation=_scored(
+                last.log_inflation, np.abs(errors), deviations,
+                np.where(distances <= ERROR_GATE, votes, 0.0)))
         return Adjustment(state.scale, state.inflation, *(correction or (None, None))), state
 
     def _follow(self, state: State, says: float, variance: float, *, are_new: bool) -> State:

@@ -104,18 +104,19 @@ class DepthEstimator:
             offline=offline)
         self.weights, state_dict = self._load()
         self._state_dict: Mapping[str, Tensor] | None = state_dict  # until all is built
+        self._texts: dict[Phrases, _Text] = {}  # the last ones
+        self._calibrations: dict[str, tuple[Any, Calibration]] = {}  # and which file each was
+        self._backbone, self._words_in_log = config.backbone, set[Phrases]()
+        self._pool: AttentionPool | None = None
+        # First, since text encoder and network need not be in memory at once.
+        self.text_cache_hit = self._text_of(phrases_of(config)[0]).is_cached
         self.model = load_model(
             config, state_dict, self.device, dtype, None if dtype != torch.int8 else
             self._quantized_path(config), self.weights.source, log)
         self.engine, self.precision = self.model.engine, self.model.precision
-        self.grid, self._backbone = self.model.grid, config.backbone
-        self._texts: dict[Phrases, _Text] = {}  # the last ones
-        self._calibrations: dict[str, tuple[Any, Calibration]] = {}  # and which file each was
-        self._pool: AttentionPool | None = None
+        self.grid = self.model.grid
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
-        self._words_in_log: set[Phrases] = set()
         self._put_in_force(self.prepare(config))
-        self.text_cache_hit = self._texts[phrases_of(config)[0]].is_cached
         self._state_dict = None
         del state_dict
         release_freed_memory()
@@ -161,10 +162,10 @@ class DepthEstimator:
                 configuration.
 
         """
-        with current(self.device):
-            text = [float32(self._text_of(phrases).features) for phrases in phrases_of(config)]
-            scenic, calibration = config.has_scenes, None
-            if scenic and self._pool is None:  # then it stays: of RN50 it is 59 MB
+        text = [float32(self._text_of(phrases).features) for phrases in phrases_of(config)]
+        scenic, calibration = config.has_scenes, None
+        if scenic and self._pool is None:  # then it stays: of RN50 it is 59 MB
+            with current(self.device):
                 self._pool = self.model.encoder.pool or build_attention_pool(
                     self._tensors()).to(self.device)
         if config.calibration:
@@ -190,11 +191,12 @@ class DepthEstimator:
     def _text_of(self, phrases: Phrases) -> _Text:
         text = self._texts.get(phrases)
         if text is None:
-            features, is_cached = cached_features(
-                phrases, self._folder / 'text', self._backbone, self.weights.digest,
-                self._tensors, self._log)
-            text = _Text(features, is_cached, doubts(
-                phrases, features, self._tensors, thorough=not is_cached))
+            with current(self.device):
+                features, is_cached = cached_features(
+                    phrases, self._folder / 'text', self._backbone, self.weights.digest,
+                    self._tensors, self._log)
+                text = _Text(features, is_cached, doubts(
+                    phrases, features, self._tensors, thorough=not is_cached))
         # The last ones are at the end. A dict is replaced as a whole, for any thread to read.
         others = [pair for pair in self._texts.items() if pair[0] != phrases]
         self._texts = dict([*others[1 - KEPT:], (phrases, text)])
