@@ -50,7 +50,7 @@ def test_batches_of_changing_size(build, device, precision, flip):
     """With a graph for some of them, beside plain operations and beside a CPU."""
     estimator = build(device, precision=precision, flip_average=flip)
     plain = build(device, precision=precision, flip_average=flip)
-    plain._encoder.trunk = build_image_encoder(WEIGHTS[0], 'reference').trunk.to(
+    plain.model.encoder.trunk = build_image_encoder(WEIGHTS[0], 'reference').trunk.to(
         plain.device, getattr(torch, precision))
     assert estimator.engine == {'cpu': 'oneDNN', 'cuda': 'CUDA graph'}[device]
     estimator.warm_up(4)
@@ -97,7 +97,7 @@ def full_memory(estimator):
     def refuse(*_):
         raise torch.cuda.OutOfMemoryError('out of memory')
     if estimator.device.type == 'cpu':
-        with estimator._encoder.trunk.register_forward_pre_hook(refuse):
+        with estimator.model.encoder.trunk.register_forward_pre_hook(refuse):
             yield
         return
     torch.cuda.empty_cache()
