@@ -43,7 +43,7 @@ def as_numpy(tensor):
 
 
 class Copies(TorchDispatchMode):
-    """Counts copies to the GPU and to the host."""
+    """Counts copies to the GPU and to the host, and where images are resized."""
 
     def __init__(self):
         super().__init__()
@@ -54,6 +54,8 @@ class Copies(TorchDispatchMode):
         if isinstance(result, torch.Tensor) and args and isinstance(args[0], torch.Tensor) \
                 and args[0].device != result.device:
             self.counts[result.device.type] += 1
+        if '_aa' in function.__name__:  # antialiased, as images are
+            self.counts[f'resized on {result.device.type}'] += 1
         return result
 
 
@@ -121,4 +123,5 @@ def test_nothing_mixes_devices(build, features, flip, upsampling, state_dict, fa
             found = made.predict([CameraImage(IMAGES[0], CAMERA, adjust, scene), IMAGES[1]])
         assert len(WAITS) == copies.counts['cuda'] == 1
         assert copies.counts['cpu'] == 1 + corrected + (scenes != [''])
+        assert (copies.counts['resized on cpu'], copies.counts['resized on cuda']) == (1, 0)
         assert [one.depth.shape for one in found] == [image.shape[:2] for image in IMAGES]
