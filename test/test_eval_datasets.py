@@ -391,10 +391,11 @@ def _to_its_limit(factor):
 
 @pytest.mark.parametrize(('spoil', 'says', 'refused'), [
     (_stored(lambda depth: depth), '', False),
-    (_to_its_limit(0.1), 'looks like 100 a metre', True),
-    (_to_its_limit(0.256), 'looks like 256 a metre', True),
-    (_stored(lambda depth: depth * 0.256), 'looks like 256 a metre', False),
-    (_stored(lambda depth: depth * 5), 'looks like 5000 a metre', True),
+    (_to_its_limit(0.1), 'looks like 100 .*a metre', True),
+    (_to_its_limit(0.256), 'looks like 256 .*a metre', True),
+    (_stored(lambda depth: depth * 0.256), 'looks like 256 .*a metre', False),
+    (_stored(lambda depth: depth * 5), 'looks like 5000 .*a metre', True),
+    (_stored(lambda depth: depth * 8), 'or 8000 a metre', True),  # SUN RGB-D's
     (_stored(lambda depth: depth * 0.3), 'another unit', False)])
 def test_a_unit_of_the_truth_is_named_where_it_is_unusual(official, spoil, says, refused):
     """It is refused only where the largest depth says so, too: there are small places."""
@@ -405,7 +406,7 @@ def test_a_unit_of_the_truth_is_named_where_it_is_unusual(official, spoil, says,
             dataset.check_unit()
         return
     dataset.check_unit()
-    assert says in ' '.join(dataset.warnings)
+    assert re.search(says, ' '.join(dataset.warnings))
     assert bool(says) == bool(dataset.warnings)
 
 

@@ -29,8 +29,10 @@ LISTS = ("A list names an image and its annotated depth on each line, as BTS's "
          'eigen_test_files_with_gt.txt (652 images) and nyudepthv2_test_files_with_gt.txt do; a '
          'name with spaces stands in quotation marks.')
 # Stored depth per metre, as others have it: depth / 80, / 10, metres, feet, deci- and centimetres,
-# KITTI's, millimetres and others, TUM's, 16 bits for 10 m.
-SCALES = (1 / 80, 0.1, 1.0, 3.28084, 10.0, 100.0, 256.0, 500.0, 1000.0, 2000.0, 5000.0, 6553.5)
+# KITTI's, millimetres and others, TUM's, 16 bits for 10 m, SUN RGB-D's millimetres without the
+# turn of their bits.
+SCALES = (1 / 80, 0.1, 1.0, 3.28084, 10.0, 100.0, 256.0, 500.0, 1000.0, 2000.0, 5000.0, 6553.5,
+          8000.0)
 
 Rgb = NDArray[np.uint8]
 Metres = NDArray[np.float32]
@@ -125,12 +127,14 @@ class Dataset:
         what = (f'{self.path}: the median depth of {len(depths)} images is {median:.4g} m, the '
                 f'largest {most:.4g} m; {low:g} to {high:g} m is possible for the median, '
                 f'{least:g} to {greatest:g} m is usual')
-        factor = max((factor for factor in (self.scale / scale for scale in SCALES)
-                      if least <= factor * median <= greatest and factor * most <= far), default=0)
-        if factor:
-            what += f', and it would be so times {factor:.4g}' + (
-                f': it looks like {self.scale / factor:.6g} a metre, not {self.scale:g}'
-                if self.path.is_dir() else '')
+        scales = [scale for scale in SCALES if least <= self.scale / scale * median <= greatest
+                  and self.scale / scale * most <= far]
+        factor = self.scale / scales[0] if scales else 0.0
+        if scales:
+            what += ', and it would be so times ' + ' or '.join(
+                f'{self.scale / scale:.4g}' for scale in scales) + (
+                f': it looks like {" or ".join(f"{scale:.6g}" for scale in scales)} a metre, not '
+                f'{self.scale:g}' if self.path.is_dir() else '')
         if not low <= median <= high or near <= factor * most:
             raise DatasetError(f'{what}. It is stored in another unit than this format has; '
                                'convert the depth.')
