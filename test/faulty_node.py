@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from depthclip_ros.core import estimator
+from depthclip_ros.core import CameraImage, estimator
 from depthclip_ros.node import depth_node, parameters
 
 RAISES, DEVICE_FAILS, LOOPS, SLEEPS, GIVES_NAN, OUT_OF_MEMORY = 7, 8, 9, 10, 11, 12
@@ -57,8 +57,9 @@ class FaultyEstimator(estimator.DepthEstimator):
             time.sleep(float(os.environ['FAULT_SLOW_WORDS']))
         return super().prepare(config)
 
-    def predict(self, rgb, *args, **kwargs):
-        marks = {_mark(picture) for picture in rgb} if isinstance(rgb, list) else set()
+    def predict(self, images, *args, **kwargs):
+        marks = {_mark(one.rgb) for one in images if isinstance(one, CameraImage)} \
+            if isinstance(images, list) else set()
         if RAISES in marks:
             raise ZeroDivisionError('on purpose')
         if OUT_OF_MEMORY in marks and not self.was_short:
@@ -71,7 +72,7 @@ class FaultyEstimator(estimator.DepthEstimator):
         if SLEEPS in marks:
             time.sleep(3600)  # in C code
         time.sleep(float(os.environ.get('FAULT_SLOW', '0')))
-        predictions = super().predict(rgb, *args, **kwargs)
+        predictions = super().predict(images, *args, **kwargs)
         return _nan(predictions) if GIVES_NAN in marks else predictions
 
 

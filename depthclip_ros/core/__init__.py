@@ -21,10 +21,10 @@ from .errors import (
     ImageError,
     WeightsError,
 )
-from .image import CameraImage
 
 if TYPE_CHECKING:
     from .estimator import DepthEstimator
+    from .image import CameraImage
     from .prediction import DepthPrediction
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import the estimator, and with it torch, on first use."""
-    if name in ('DepthEstimator', 'DepthPrediction'):
+    if name in ('CameraImage', 'DepthEstimator', 'DepthPrediction'):
         from . import estimator
         return getattr(estimator, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
