@@ -26,6 +26,7 @@ from ros_harness import (
 )
 from std_msgs.msg import Header
 
+from depthclip_ros.color import UNKNOWN
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import (
     BOUND,
@@ -168,7 +169,8 @@ def test_depth_that_is_not_sure_enough_is_unknown_everywhere(peer_of_calibrated,
     assert (np.isnan(points['stddev']) == np.isnan(points['z'])).all()
     color = peer.wait_stamp('depth/image_color', depth.header.stamp)
     painted = np.frombuffer(color.data, np.uint8).reshape(HEIGHT, WIDTH, 3)
-    np.testing.assert_array_equal(painted[:100].any(axis=2), ~np.isnan(metres)[:100])
+    np.testing.assert_array_equal(
+        (painted[:100] != UNKNOWN).any(axis=2), ~np.isnan(metres)[:100])
 
 
 def test_the_cloud_loses_the_field_with_the_calibration(peer_of_calibrated):
