@@ -66,6 +66,5 @@ def _crossings(models: estimator.Models) -> Iterator[dict[str, Any]]:
 def _cameras(folder: str, *, quick: bool) -> Iterator[dict[str, Any]]:
     write_tiny_weights(Path(folder) / 'tiny.pt')
     setting = node.Setting(node.TINY, 2) if quick else node.Setting('RN50', 8)
-    for contender in node.contenders(setting):
-        if contender.module == node.OURS:
-            yield from node.Bench(setting, contender, folder, quick=quick).trials()
+    for precision in node.formats(setting):
+        yield from node.Bench(setting, precision, folder, quick=quick).trials()

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
-import re
 import struct
 import threading
 import time
@@ -243,13 +241,10 @@ class Session:
 
         def look() -> bool:
             values = self.receiver.diagnostics.get(f'depth_node: frames of {self.names[0]}')
-            lines: list[str] = re.findall(r'TIMES (\{.*\})', self.process.output)
             if values:
                 found.update({'frames': float(values['published']),
                               'network': float(values['network p50 [ms]'] or 'nan'),
                               'overhead': float(values['node overhead p50 [ms]'] or 'nan')})
-            elif lines:  # the plain node's
-                found.update(json.loads(lines[-1]))
             return found.get('frames', -1) >= frames
         if not wait_until(look):
             raise RuntimeError(f'the node tells no times:\n{self.process.output}')
@@ -290,12 +285,11 @@ class Trial:
 
 @contextlib.contextmanager
 def session(
-    module: str, parameters: dict[str, Any], count: int, rgb: np.ndarray, cache: str,
+    parameters: dict[str, Any], count: int, rgb: np.ndarray, cache: str,
 ) -> Iterator[Session]:
     """Start a node with cameras and a receiver, and wait until every camera is answered.
 
     Args:
-        module: of the node.
         parameters: of the node.
         count: cameras.
         rgb: (H, W, 3) image that they all send.
@@ -309,7 +303,7 @@ def session(
         arguments += ['-p', f'{name}:={text}']
     with contextlib.ExitStack() as stack:
         domain = stack.enter_context(ros.own_domain())
-        process = ros.NodeProcess(arguments, domain=domain, cache=cache, module=module)
+        process = ros.NodeProcess(arguments, domain=domain, cache=cache)
         stack.callback(process.stop)
         cameras = Cameras(domain, names, rgb)
         stack.callback(cameras.close)

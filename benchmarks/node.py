@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node beside a deliberately plain one (`plain_node.py`), on a real ROS graph.
+"""The node on a real ROS graph.
 
 What the node costs an image beside the network, with 1 to 8 cameras; how many images it answers,
 and how old its depth gets, at 30 Hz and when images come faster than it can go. With RN50, alone
 and beside two busy processes, and with a tiny network, where the node and not the network is the
-limit. Both nodes get the same images from the same process, in the same run. Camera, node and
-receiver are three processes. RN50 has random weights; its time is the same.
+limit. Camera, node and receiver are three processes. RN50 has random weights; its time is the
+same.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from depthclip_ros.core import engine
 
 RATE = 30.0  # Hz
 HEIGHT, WIDTH = 480, 640
-OURS, PLAIN = 'depthclip_ros.node.depth_node', 'benchmarks.plain_node'
 TINY = 'tiny'
 
 
 class Setting(NamedTuple):
-    """What all contenders meet."""
+    """What the node meets."""
 
     network: str
     cameras: int
@@ -42,55 +41,35 @@ SETTINGS = (*(Setting('RN50', cameras) for cameras in (1, 2, 4, 8)), Setting('RN
             *(Setting(TINY, cameras) for cameras in (1, 2, 4, 8)))
 
 
-class Contender(NamedTuple):
-    """A node and what it is told."""
-
-    name: str
-    module: str
-    parameters: dict[str, Any]
-
-
 def measure(*, quick: bool) -> list[dict[str, Any]]:
-    """All nodes in turns, setting by setting."""
+    """Setting by setting."""
     overheads, trials = [], []
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_weights(Path(folder) / 'tiny.pt')
         for setting in (Setting(TINY, 1), Setting(TINY, 2)) if quick else SETTINGS:
-            found = []
-            for node in contenders(setting):
-                bench = Bench(setting, node, folder, quick=quick)
-                found.append(bench.overhead())
+            for precision in formats(setting):
+                bench = Bench(setting, precision, folder, quick=quick)
+                overheads.append(bench.overhead())
                 if setting.network == TINY or setting.cameras == 1:
                     trials += bench.trials()
-            for row in found:
-                row["part of the plain one's"] = \
-                    row['overhead p50 [ms]'] / found[0]['overhead p50 [ms]']
-            overheads += found
     return overheads + trials
 
 
-def contenders(setting: Setting) -> list[Contender]:
-    """The plain node first, then ours in every precision of this processor.
-
-    One camera also meets a plain node whose cloud is as coarse as ours, so that nobody takes the
-    dense one for the cause.
-    """
-    found = [Contender('plain node', PLAIN, {})]
-    if setting.cameras == 1:
-        found.append(Contender('plain node, coarse cloud', PLAIN, {'cloud_step': 32}))
-    formats = precisions(engine.resolve_device('auto'))
-    return found + [Contender(f'node, {name}', OURS, {'precision': name}) for name in (
-        formats[:1] if setting.network == TINY else formats)]
+def formats(setting: Setting) -> list[str]:
+    """Precisions of this machine; with the tiny network the exact one alone."""
+    every = precisions(engine.resolve_device('auto'))
+    return every[:1] if setting.network == TINY else every
 
 
 class Bench:
     """One node in one setting."""
 
-    def __init__(self, setting: Setting, node: Contender, folder: str, *, quick: bool) -> None:
+    def __init__(self, setting: Setting, precision: str, folder: str, *, quick: bool) -> None:
         """Take the folder, which has the tiny weights and gets the text features."""
-        self._setting, self._node, self._folder, self._quick = setting, node, folder, quick
+        self._setting, self._precision, self._folder = setting, precision, folder
+        self._quick = quick
         self._columns = {'network': setting.network, 'cameras': setting.cameras,
-                         'busy processes': setting.load, 'node': node.name}
+                         'busy processes': setting.load, 'node': f'node, {precision}'}
 
     def overhead(self) -> dict[str, Any]:
         """Milliseconds of an image in the node, all but the network; one round after another."""
@@ -135,14 +114,13 @@ class Bench:
     @contextmanager
     def _session(self) -> Iterator[Session]:
         """The node with its cameras, and then the load beside it."""
-        parameters: dict[str, Any] = {'device': 'auto'}
+        parameters: dict[str, Any] = {'device': 'auto', 'precision': self._precision}
         if self._setting.network == TINY:
             parameters |= {'backbone': 'auto', 'weights': f'{self._folder}/tiny.pt',
                            'input_height': 96, 'input_width': 128, 'temperature': 3.0}
         else:
             parameters |= {'backbone': self._setting.network, 'weights': 'untrained'}
         rgb = synthetic_rgb(1, HEIGHT, WIDTH)
-        with session(self._node.module, {**parameters, **self._node.parameters},
-                     self._setting.cameras, rgb, self._folder) as running, \
+        with session(parameters, self._setting.cameras, rgb, self._folder) as running, \
                 other_work(self._setting.load):
             yield running

@@ -24,13 +24,11 @@ from benchmarks.machine import ROOT
 from benchmarks.timing import Contender, processor, race, ratio
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.backbone import ImageEncoder, build_attention_pool, build_image_encoder
-from depthclip_ros.core.projection import (
-    read_out,
-    similarity_logits,
-    upsample,
-)
+from depthclip_ros.core.projection import read_out, similarity_logits, upsample
 from depthclip_ros.core.state_dict import architecture
 from depthclip_ros.core.weights import cache_folder, load
+from depthclip_ros.evaluation.metrics import METRICS, Float32, Multiples, metrics_of, named
+from depthclip_ros.sim import Frame
 
 FEATURES = ('maskclip', 'reference', 'attnpool', 'crops')
 READ_OUTS = ('mean', 'argmax')
@@ -38,9 +36,10 @@ SMOOTHING = (0.0, 0.5, 1.0, 2.0)
 UPSAMPLING = ('bilinear', 'centered', 'patch')
 TEMPERATURES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0,
                 128.0, 1000.0)
-CONSTANTS = torch.arange(0.5, 6.01, 0.1)  # metres
+CONSTANTS = np.arange(0.5, 6.01, 0.1)  # metres
 COLUMNS = ('features', 'read_out', 'smoothing', 'upsampling')
-Errors = dict[tuple[Any, ...], list[list[float]]]  # METRICS of every image, by COLUMNS
+SCORES = ('rmse [m]', 'delta1', 'rel', 'correlation')
+Errors = dict[tuple[Any, ...], list[list[float]]]  # SCORES of every image, by COLUMNS
 
 
 @torch.inference_mode()
@@ -55,7 +54,7 @@ def measure(*, quick: bool) -> list[dict[str, Any]]:
     views = list(rooms.one_each(rooms.TEST, 3 if quick else 300))
     errors = {**_errors(models, views), **_controls(chosen_on, views)}
     first = next(iter(errors.values()))
-    rows = [{**dict(zip(COLUMNS, way, strict=True)), **rooms.row(values, first)}
+    rows = [{**dict(zip(COLUMNS, way, strict=True)), **_row(values, first)}
             for way, values in errors.items()]
     return [*rows, *_times(models, chosen_on[0], 3 if quick else 20)]
 
@@ -76,29 +75,29 @@ class Model:
         self._text = torch.from_numpy(self.estimator.text_features)
         self.temperature = 1.0
 
-    def see(self, view: rooms.View) -> Tensor:
+    def see(self, view: Frame) -> Tensor:
         """(1, K, h, w) logits at temperature 1."""
         return similarity_logits(
             self.estimator.maps([view.rgb]).features, self._text, temperature=1.0)
 
-    def choose_temperature(self, views: Sequence[rooms.View]) -> None:
+    def choose_temperature(self, views: Sequence[Frame]) -> None:
         """Take the temperature of the least rmse."""
         errors = np.zeros(len(TEMPERATURES))
         for view in views:
             logits = self.see(view)
             for i, self.temperature in enumerate(TEMPERATURES):
                 depth = self.depth(logits, 'mean', 0.0, UPSAMPLING[0], view)
-                errors[i] += rooms.scores(depth, view.depth)[0]
+                errors[i] += _scores(depth, view)[0]
         self.temperature = TEMPERATURES[int(errors.argmin())]
 
     def depth(
-        self, logits: Tensor, mode: str, sigma: float, upsampling: str, view: rooms.View,
-    ) -> Tensor:
+        self, logits: Tensor, mode: str, sigma: float, upsampling: str, view: Frame,
+    ) -> Float32:
         """(H, W) metres: the estimator's last steps, and what they might be."""
         patches = read_out(logits / self.temperature, self._bins)[1] if mode == 'mean' else \
             self._bins[logits.argmax(dim=1)]
         height, width = view.depth.shape
-        return upsample(smooth(patches, sigma), (height, width), upsampling)[0]
+        return upsample(smooth(patches, sigma), (height, width), upsampling)[0].numpy()
 
 
 def smooth(patch_depth: Tensor, sigma: float) -> Tensor:
@@ -110,7 +109,7 @@ def smooth(patch_depth: Tensor, sigma: float) -> Tensor:
     return patch_depth
 
 
-def _errors(models: Sequence[Model], views: Sequence[rooms.View]) -> Errors:
+def _errors(models: Sequence[Model], views: Sequence[Frame]) -> Errors:
     """Of every combination."""
     ways = list(itertools.product(READ_OUTS, SMOOTHING, UPSAMPLING))
     found: Errors = {(model.features, *way): [] for model in models for way in ways}
@@ -119,24 +118,36 @@ def _errors(models: Sequence[Model], views: Sequence[rooms.View]) -> Errors:
             logits = model.see(view)
             for way in ways:
                 depth = model.depth(logits, *way, view)
-                found[(model.features, *way)].append(rooms.scores(depth, view.depth))
+                found[(model.features, *way)].append(_scores(depth, view))
     return found
 
 
-def _controls(others: Sequence[rooms.View], views: Sequence[rooms.View]) -> Errors:
+def _controls(others: Sequence[Frame], views: Sequence[Frame]) -> Errors:
     """Of depth that is made without looking at the image."""
-    mean = rooms.mean_map(others)
-    of_constants = [[rooms.scores(constant.expand(view.depth.shape), view.depth)
-                     for view in views] for constant in CONSTANTS]
-    return {
-        ('none: mean map of other rooms', None, None, None): [
-            rooms.scores(mean, view.depth) for view in views],
-        ('none: best constant', None, None, None): min(
-            of_constants, key=lambda values: float(np.mean(values, axis=0)[0]))}
+    mean = np.mean([view.depth for view in others], axis=0)
+    curve = np.mean([metrics_of(Multiples(1.0, view.depth.ravel()).score(CONSTANTS))
+                     for view in views], axis=0)
+    best = np.full_like(mean, CONSTANTS[curve[:, METRICS.index('rmse')].argmin()])
+    return {(f'none: {name}', None, None, None): [_scores(depth, view) for view in views]
+            for name, depth in (('mean map of other rooms', mean), ('best constant', best))}
+
+
+def _scores(depth: Float32, view: Frame) -> list[float]:
+    """SCORES of one image."""
+    metrics = named(rooms.scores(depth, view.depth))
+    return [metrics['rmse'], metrics['d1'], metrics['rel'], rooms.correlation(depth, view.depth)]
+
+
+def _row(values: Sequence[Sequence[float]], beside: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Means over images, and the rmse beside another row's on the same images."""
+    difference = np.array(values)[:, 0] - np.array(beside)[:, 0]
+    error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.nan
+    return {**dict(zip(SCORES, np.mean(values, axis=0), strict=True)),
+            'rmse more than the first [m]': difference.mean(), '± [m]': 1.96 * error}
 
 
 def _times(
-    models: Sequence[Model], view: rooms.View, rounds: int,
+    models: Sequence[Model], view: Frame, rounds: int,
 ) -> list[dict[str, Any]]:
     contenders = [Contender(model.features, processor(partial(
         model.estimator.predict, view.rgb))) for model in models]

@@ -24,7 +24,7 @@ from benchmarks import machine, report  # noqa: E402
 
 BENCHMARKS = {
     'estimator': "RGB to depth: precisions and batches, beside the official code's way",
-    'node': 'the node beside a plain one: overhead, age of depth, several cameras',
+    'node': 'the node: overhead, age of depth, several cameras',
     'gpu': 'a GPU: batches, what crosses its bus, eight cameras at 30 Hz',
     'startup': "from the start of the node's process to its first depth; memory",
     'readouts': 'features and read-outs on rendered rooms: error and time',

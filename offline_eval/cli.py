@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
-    commands = {'extract': _extract, 'export': _export, 'witness': _export}
+    commands = {'compare': _compare, 'extract': _extract, 'export': _export, 'witness': _export}
     name = given[0] if given else ''
     check_command(_parser(), given, list(commands))
     try:
@@ -76,6 +76,15 @@ def _export(given: list[str]) -> None:
     print(f'{sum(1 for _ in raw.iterdir())} images in {raw}')
 
 
+def _compare(given: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog=f'{PROGRAM} compare',
+        description='Two finished runs on the same images, with intervals of the difference.')
+    parser.add_argument('run', type=Path, nargs=2, help='results folder')
+    from .compare import compare
+    print(compare(*parser.parse_args(given[1:]).run))
+
+
 def _extract(given: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog=f'{PROGRAM} extract',
@@ -98,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         description='Evaluate DepthCLIP on NYU Depth v2 or KITTI: the metrics of the paper, '
         'beside\nhonest baselines.',
         epilog=f"'{PROGRAM} extract MAT FOLDER' writes the official folders from the .mat file.\n"
-        f"'{PROGRAM} export --data PATH -o FOLDER' writes the method's depth for other programs.")
+        f"'{PROGRAM} export --data PATH -o FOLDER' writes the method's depth for other programs.\n"
+        f"'{PROGRAM} compare RUN RUN' puts two results folders beside each other.")
     parser.add_argument('--version', action='version', version=f'depthclip_ros {__version__}')
     _add_data_and_model(parser)
     add = parser.add_argument_group('how it is measured').add_argument

@@ -252,14 +252,15 @@ def _open_folder(options: Options, folder: Path | None, scorer: Scorer) -> Path:
         'images': len(dataset), 'data': digest.hexdigest(), 'protocol': scorer.protocol.name,
         'config': estimator.config.to_dict(), 'weights': estimator.weights.digest,
         'precision': estimator.precision, 'device': estimator.device.type,
-        'rows': [f'{c.name}: {c.note} {c.key}' for c in scorer.contenders]}
+        'rows': [f'{c.name}: {c.note} {c.key}' for c in scorer.contenders],
+        'sequences': [entry.sequence for entry in dataset.entries]}
     if folder is None:
         folder = numbered_folder(
             options.output / datetime.now().astimezone().strftime('%Y-%m-%d_%H-%M-%S'))
         write(folder / RECORDS / HEADER, to_json(header))  # from here on it can be resumed
     then = msgspec.json.decode((folder / RECORDS / HEADER).read_bytes())
     now = msgspec.json.decode(to_json(header))
-    different = [f'other {key}' if key in ('data', 'weights', 'rows') else
+    different = [f'other {key}' if key in ('data', 'weights', 'rows', 'sequences') else
                  f'{key}: {then.get(key)} then, {now[key]} now'
                  for key in now if then.get(key) != now[key]]
     if different:

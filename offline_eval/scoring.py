@@ -80,14 +80,17 @@ def save_record(folder: Path, record: NDArray[Any]) -> None:
     write_arrays(folder / f'{record["position"][0]:05d}.npz', records=record)
 
 
-def load_records(folder: Path, of_type: np.dtype[Any]) -> NDArray[Any]:
-    """All records of whole files, in order of position; a damaged file counts for nothing."""
-    found = [np.zeros(0, of_type)]
+def load_records(folder: Path, of_type: np.dtype[Any] | None = None) -> NDArray[Any]:
+    """All records of whole files, in order of position; a damaged file counts for nothing.
+
+    `of_type` is None for whatever the files hold.
+    """
+    found = []
     for path in folder.glob('*.npz'):
         with suppress(OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile), \
                 np.load(path, allow_pickle=False) as stored:
             found.append(np.asarray(stored['records'], of_type))
-    every = np.concatenate(found)
+    every = np.concatenate(found) if found else np.zeros(0, of_type or layout(0, (0, 0)))
     return every[np.argsort(every['position'])]
 
 

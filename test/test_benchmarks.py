@@ -23,6 +23,7 @@ from benchmarks import estimator, graph, machine, readouts, report, rooms, run, 
 from depthclip_ros.core import DepthConfig, engine
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.projection import upsample
+from depthclip_ros.evaluation.metrics import named
 
 ROOT = Path(run.__file__).resolve().parents[1]
 SECOND = 10**9
@@ -126,13 +127,15 @@ def test_a_trial_counts_what_comes_back():
 
 
 def test_scores_by_hand():
-    truth = torch.tensor([[1.0, 2.0], [4.0, 8.0]])
-    rmse, delta1, rel, correlation = rooms.scores(2 * truth, truth)
-    assert (rmse, delta1, rel) == (pytest.approx(math.sqrt(85 / 4)), 0.0, 1.0)
-    assert correlation == pytest.approx(1.0)
-    assert rooms.scores(truth.flip(0, 1), truth)[3] == pytest.approx(-1.0)
-    flat = rooms.scores(torch.full((2, 2), 2.2), truth)
-    assert flat[1:] == pytest.approx([0.25, (1.2 + 0.1 + 0.45 + 0.725) / 4, 0.0])
+    truth = np.float32([[1.0, 2.0], [4.0, 8.0]])
+    metrics = named(rooms.scores(2 * truth, truth))
+    assert (metrics['d1'], metrics['rel']) == (0.0, 1.0)
+    assert metrics['rmse'] == pytest.approx(math.sqrt(85 / 4))
+    with pytest.raises(ValueError, match='not finite'):
+        rooms.scores(np.inf * truth, truth)
+    assert rooms.correlation(2 * truth, truth) == pytest.approx(1.0)
+    assert rooms.correlation(truth[::-1, ::-1], truth) == pytest.approx(-1.0)
+    assert rooms.correlation(np.full((2, 2), 2.2), truth) == 0
 
 
 @pytest.mark.parametrize(('features', 'upsampling'), [

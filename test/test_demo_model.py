@@ -19,6 +19,7 @@ import demo_sentences as language  # noqa: E402
 import evaluate_demo  # noqa: E402
 import train_demo  # noqa: E402
 
+from benchmarks import rooms  # noqa: E402
 from depthclip_ros.core import DepthEstimator  # noqa: E402
 from depthclip_ros.core.clip_package import import_clip  # noqa: E402
 from depthclip_ros.messages.config import read_config  # noqa: E402
@@ -34,7 +35,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def views():
-    return evaluate_demo.held_out_views(6, FIRST_SEED)
+    return list(rooms.one_each(FIRST_SEED, 6))
 
 
 @pytest.fixture

@@ -83,6 +83,13 @@ def score(truth: Tensor, depth: Tensor, max_depth: float) -> Tensor:
     return total
 
 
+def sums_of(depth: Float32, truth: Float32, max_depth: float) -> Sums:
+    """(11,) sums of one image, as `score` counts them, of arrays of one shape in metres."""
+    maps = torch.from_numpy(np.ascontiguousarray(depth))[None]
+    sums: Sums = score(torch.from_numpy(truth), maps, max_depth)[0].numpy()
+    return sums
+
+
 def joint_histogram(
     truth: Tensor, depth: Tensor, max_depth: float, bins: int,
 ) -> NDArray[np.int64]:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from msgspec import Struct
 from numpy.typing import NDArray
 
@@ -32,7 +31,7 @@ from .metrics import (
     best_of,
     metrics_of,
     named,
-    score,
+    sums_of,
     unit,
 )
 
@@ -46,10 +45,6 @@ EDGES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.
          MAX_DEPTH, 500.0, FARTHEST)
 METHOD, SCALED = 'depth', 'depth times one scale'
 FILLED = 'depth, with its median where it says nothing'
-
-
-def _sums(depth: NDArray[np.float32], truth: NDArray[np.float32], max_depth: float) -> Sums:
-    return score(torch.from_numpy(truth), torch.from_numpy(depth)[None], max_depth)[0].numpy()
 
 
 @dataclass
@@ -97,11 +92,11 @@ class Scores:
         y, p = measured[known], depth[known].clip(MIN_DEPTH, max_depth)
         place = np.digitize(y, EDGES) - 1
         for i in np.unique(place):
-            self.by_distance[i] += _sums(p[place == i], y[place == i], max_depth)
+            self.by_distance[i] += sums_of(p[place == i], y[place == i], max_depth)
         whole = np.where(known, depth, np.float32(np.median(p)))[valid]
         self.names.append(name)
-        self.known.append(_sums(p, y, max_depth))
-        self.filled.append(_sums(whole, measured[valid], max_depth))
+        self.known.append(sums_of(p, y, max_depth))
+        self.filled.append(sums_of(whole, measured[valid], max_depth))
         self.constants += metrics_of(Multiples(1.0, measured[valid]).score(CONSTANTS))
         self.scales += metrics_of(Multiples(p, y).score(SCALES))
 
