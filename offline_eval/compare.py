@@ -52,7 +52,7 @@ def compare(first: Path, second: Path) -> str:
             low, high = (number(end, signed=True)
                          for end in sorted((SIGNS[i] * gain.low, SIGNS[i] * gain.high)))
             lines[-1] += f'  {low} to {high}  B is {gain.reading()}'
-    return '\n'.join([*lines, f'{images} images of {units} scenes. ' + (
+    return '\n'.join([*lines, f'{images} images of {units} scene{"s" * (units != 1)}. ' + (
         'All intervals hold together with 95 %.' if enough else
         f'Too few for intervals, which need at least {bootstrap.LEAST_GROUPS}.')])
 

@@ -212,7 +212,7 @@ def _text(
     comparisons: Sequence[Comparison], metres: dict[str, float], images: int, units: int,
     what: str,
 ) -> str:
-    of, note = (f' of {units} scenes', '') if what == 'scenes' else ('', (
+    of, note = (f' of {units} scene{"s" * (units != 1)}', '') if what == 'scenes' else ('', (
         ' Nothing says which images are of one scene; they are taken for independent, and if '
         'they are not, the intervals are too narrow.'))
     if units < LEAST_GROUPS:
