@@ -53,10 +53,10 @@ def write_all(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise EvaluationError(f'{dataset.path}: several images would have one name:'
                               f'{listing(twice)}')
-    said = to_json({**about, 'scale': dataset.scale, 'images': len(names)})
-    if not (noted.is_file() and noted.read_bytes() == said.encode()):
+    text = to_json({**about, 'scale': dataset.scale, 'images': len(names)})
+    if not (noted.is_file() and noted.read_bytes() == text.encode()):
         check_new((noted, *islice(raw.glob('*'), 1)))
-    write(noted, said)
+    write(noted, text)
     for position, name in enumerate(progress(names, 'predictions', len(names))):
         path = raw / f'{name}.png'
         if path.exists():

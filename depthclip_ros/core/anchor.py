@@ -161,8 +161,8 @@ class State:
     @property
     def share_around(self) -> float:
         """Of the surroundings, what would have been best for points that they did not know."""
-        right, said = self.helped
-        return min(max(right / said, 0.0), 1.0)
+        right, expected = self.helped
+        return min(max(right / expected, 0.0), 1.0)
 
 
 class ScaleFilter:
@@ -244,16 +244,17 @@ class ScaleFilter:
         correction, helped = _faded(last.correction, passed, patch_depth.shape), last.helped
         if self._reach and not state.condition and (found := correct_around(
                 patches, errors, agree, patch_depth, image, self._reach)) is not None:
-            factor, unsure, said, left = found
+            factor, unsure, expected, left = found
             part = last.share_around
             correction = _faded(
                 (factor ** np.float32(part), _blend(part, unsure)), age, factor.shape)
             if are_new:  # learn from what the points in other patches said of each point
                 right, square = (
                     mean + SHARE_RATE * (np.average(values[agree], weights=votes[agree]) - mean)
-                    for values, mean in zip((errors * said, said ** 2), helped, strict=True))
+                    for values, mean in zip(
+                        (errors * expected, expected ** 2), helped, strict=True))
                 helped = float(right), float(square)
-                errors = errors - part * said
+                errors = errors - part * expected
                 deviations = None if deviations is None else deviations * _blend(part, left)
         state = replace(
             state, scale=math.exp(published), log_scale=log_scale, correction=correction,
@@ -473,13 +474,13 @@ def correct_around(
     log_factor = covariance @ weights
     # Variance of what neighbours have in common that the points leave.
     unknown = DEVIATION ** 2 - ((covariance @ inverse) * covariance).sum(axis=1)
-    said, unknown_there = log_factor[seen], unknown[seen]
-    said[used], unknown_there[used] = mean[used] - error, variance - noise[used]
+    expected, unknown_there = log_factor[seen], unknown[seen]
+    expected[used], unknown_there[used] = mean[used] - error, variance - noise[used]
     left, left_there = (
         np.sqrt((OWN_DEVIATION ** 2 + np.maximum(values, 0.0))
                 / (OWN_DEVIATION ** 2 + DEVIATION ** 2)) for values in (unknown, unknown_there))
     return (np.exp(log_factor).reshape(h, w).astype(np.float32),
-            left.reshape(h, w).astype(np.float32), said[of], left_there[of])
+            left.reshape(h, w).astype(np.float32), expected[of], left_there[of])
 
 
 def _faded(around: _Around | None, seconds: float, shape: Size) -> _Around | None:

@@ -306,16 +306,16 @@ class DepthEstimator:
             return self.predict([images], size)[0]
         if not images:
             return []
-        given = [one if isinstance(one, CameraImage) else CameraImage(one) for one in images]
+        batch = [one if isinstance(one, CameraImage) else CameraImage(one) for one in images]
         settings = self._settings  # one read: they change as a whole
         config, calibration = settings.config, settings.calibration
         with current(self.device):
-            maps = self.model.maps([image.rgb for image in given], flip=config.flip_average)
-            ratios = steps.focal_ratios(config, calibration, given)
-            answer = steps.answer(settings, maps, [image.scene for image in given])
+            maps = self.model.maps([image.rgb for image in batch], flip=config.flip_average)
+            ratios = steps.focal_ratios(config, calibration, batch)
+            answer = steps.answer(settings, maps, [image.scene for image in batch])
             depth, adjustments = steps.anchor(
-                steps.correct(answer, calibration, given, ratios), given, config.upsampling)
-            return steps.finish(config, answer, depth, adjustments, ratios, given, size)
+                steps.correct(answer, calibration, batch, ratios), batch, config.upsampling)
+            return steps.finish(config, answer, depth, adjustments, ratios, batch, size)
 
     @torch.inference_mode()
     def maps(self, images: Sequence[Rgb]) -> Maps:
