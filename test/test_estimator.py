@@ -401,6 +401,16 @@ def test_devices_and_precisions():
         resolve_precision('float16', cpu)
 
 
+def test_a_gpu_whose_memory_is_short_stays_the_one_that_is_meant(monkeypatch):
+    """It computes; that there is no room is for loading to say, and passes."""
+    def full(*_, **__):
+        raise RuntimeError('CUDA error: out of memory')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(torch, 'ones', full)
+    assert resolve_device('auto') == resolve_device('cuda') == torch.device('cuda', 0)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='the GPU of this machine works')
 def test_a_gpu_that_torch_has_no_kernels_for_is_no_gpu(monkeypatch):
     """As of cards that are newer or older than torch's build: it counts them all the same."""

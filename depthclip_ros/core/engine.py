@@ -27,7 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ImageEncoder
-from .errors import ConfigError, DeviceError, EngineError, WeightsError, reason
+from .errors import (
+    ConfigError,
+    DeviceError,
+    EngineError,
+    WeightsError,
+    is_short_of_memory,
+    reason,
+)
 from .resnet import Convolution, FoldedResNet, OneDnnConvolution, fused
 
 # Largest ||features - reference|| / ||reference|| that passes for rounding, for `doctor` and the
@@ -56,13 +63,14 @@ def resolve_device(name: str, log: Callable[[str], None] = _LOGGER.info) -> torc
     device = torch.device('cuda', int(index or 0))
     if device.index >= count:
         why = ('this torch is a CPU-only build; install a CUDA build'
-               if not torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
-               else
+               if not torch.backends.cuda.is_built() else  # type: ignore[no-untyped-call]
                f'torch {torch.__version__} sees {count} GPUs; check the driver with nvidia-smi')
         raise DeviceError(f"device: '{name}', but {why}, or use device: auto.")
     try:
         torch.ones(1, device=device).add_(1).item()
     except Exception as error:
+        if is_short_of_memory(error):  # it computes, and there may be room again
+            return device
         why = (f'{device} does not compute with torch {torch.__version__}, built for CUDA '
                f'{torch.version.cuda} ({reason(error)}): install a torch that is built for this '
                'GPU and its driver')

@@ -8,6 +8,12 @@ import re
 from collections.abc import Iterable, Sequence
 
 
+def is_short_of_memory(error: Exception) -> bool:
+    """Whether a GPU has no memory left, as the driver, cuBLAS or cuDNN call it."""
+    return bool(re.search(
+        'out of memory|ALLOC_FAILED|ALLOCATION_FAILED', str(error), re.IGNORECASE))
+
+
 def quoted(value: object, limit: int = 80) -> str:
     """A value as messages repeat it: its `repr`, of a long one the beginning and the length."""
     text = repr(value)

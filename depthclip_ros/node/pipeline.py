@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import re
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rclpy.node import Node
 
 from ..core.config import DepthConfig
-from ..core.errors import DataError, quoted
+from ..core.errors import DataError, is_short_of_memory, quoted
 from ..messages import types as messages
 from ..messages.frame import Answer, Frame, predict
 from ..messages.outputs import OUTPUTS
@@ -263,12 +262,11 @@ def free_memory() -> None:
 def is_of_device(error: Exception) -> bool:
     """Whether an error leaves the device in doubt: its context is dead until the process ends.
 
-    Memory that was short, as the driver, cuBLAS or cuDNN call it, leaves it whole.
+    Memory that was short leaves it whole.
     """
     text = f'{type(error).__name__}: {error}'
-    return isinstance(error, RuntimeError) and any(
-        part in text for part in ('CUDA', 'cuDNN', 'CUBLAS', 'AcceleratorError')) \
-        and not re.search('out of memory|ALLOC_FAILED|ALLOCATION_FAILED', text, re.IGNORECASE)
+    return isinstance(error, RuntimeError) and not is_short_of_memory(error) and any(
+        part in text for part in ('CUDA', 'cuDNN', 'CUBLAS', 'AcceleratorError'))
 
 
 def describe(error: BaseException) -> str:
