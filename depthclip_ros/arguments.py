@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of command lines, as `type` of argparse: what is refused is named with what is expected.
+"""Command lines of both programs: tables of options, what they share, and the values they read.
+
+A value that is refused is named with what is expected.
 
 The standard library only: `depthclip doctor` must work where nothing else does.
 """
@@ -9,11 +11,63 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    #: Its names as one text, and what `add_argument` of argparse is told of it.
+    Argument = tuple[str, dict[str, Any]]
+
+# Tables -----------------------------------------------------------------------------------------
+
+
+class Group(NamedTuple):
+    """Arguments that are listed under a title; without one, of which one may be given."""
+
+    title: str
+    options: tuple[Argument | Group, ...]
+
+
+def option(names: str, **about: Any) -> Argument:
+    """Write an argument as argparse does, but for the names, which are one text."""
+    return names, about
+
+
+def text(names: str, metavar: str, meaning: str | None = None) -> Argument:
+    """An option that is a text, '' where it is not given."""
+    return names, {'default': '', 'metavar': metavar, 'help': meaning}
+
+
+def switch(names: str, meaning: str) -> Argument:
+    """An option that is there or is not."""
+    return names, {'action': 'store_true', 'help': meaning}
+
+
+def add_options(parser: Any, options: Sequence[Argument | Group]) -> None:
+    """Add arguments of a table to a parser of argparse, or to a group of it."""
+    for part in options:
+        if not isinstance(part, Group):
+            parser.add_argument(*part[0].split(), **part[1])
+        elif part.title:
+            add_options(parser.add_argument_group(part.title), part.options)
+        else:
+            add_options(parser.add_mutually_exclusive_group(), part.options)
+
+
+# What both programs have -------------------------------------------------------------------------
+
+MODEL = (
+    option('--config', metavar='YAML', help='ROS parameter file (default: built in)'),
+    text('--weights', 'NAME_OR_FILE', "official name, file, 'demo' (for rendered rooms), or "
+         "'untrained' (meaningless depth)"),
+    text('--device', 'DEVICE', 'auto, cpu, cuda or cuda:N'),
+)
+# Of depth, by names that OpenCV and matplotlib have. Equal steps look equal in the first.
+COLORMAPS = ('viridis', 'cividis', 'turbo')
+PROTOCOLS = ('depthclip', 'bts', 'kitti')  # of `depthclip_ros.evaluation.protocol`
+
+# Values ------------------------------------------------------------------------------------------
 
 def _reader(kind: type, low: float, high: float, what: str) -> Callable[[str], Any]:
     """What reads a number in a range, in which both ends count."""

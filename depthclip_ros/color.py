@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import COLORMAPS
 from .core.files import printable
 from .core.opencv import cv2
 
@@ -30,8 +31,7 @@ WARNING_HEIGHT = 31
 GAP = 8
 BAR_WIDTH = 88
 UNKNOWN = (208, 208, 208)  # no depth; no colour of the maps is near it
-# Colours of depth, by names that OpenCV and matplotlib have. Equal steps look equal in the first.
-COLORMAPS = VIRIDIS, _, _ = 'viridis', 'cividis', 'turbo'
+VIRIDIS = COLORMAPS[0]
 
 
 class Scale(NamedTuple):

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthclip_ros import __version__, resources
-from depthclip_ros.arguments import check_command, positive
+from depthclip_ros.arguments import (
+    MODEL,
+    PROTOCOLS,
+    Group,
+    add_options,
+    check_command,
+    option,
+    positive,
+    switch,
+)
 from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.core.parameter_file import read_parameters
@@ -66,7 +75,7 @@ def _export(given: list[str]) -> None:
         description="Write the method's depth as 16-bit PNG, as the evaluation scripts of BTS and "
         'of what came after it read it: 1000 a metre for NYU (whole images), 256 for KITTI '
         '(benchmark crop), in FOLDER/raw.')
-    _add_data_and_model(parser)
+    add_options(parser, DATA_AND_MODEL)
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FOLDER',
                         help='to write to; nothing is overwritten, and what the same command has '
                         'begun is continued')
@@ -101,65 +110,83 @@ def _extract(given: list[str]) -> None:
 # Options -----------------------------------------------------------------------------------------
 
 
+def _named(read: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
+    """What reads '[NAME=]VALUE'."""
+    def parse(text: str) -> tuple[str, Any]:
+        name, sign, value = text.partition('=')
+        return (name.strip(), read(value)) if sign else ('', read(text))
+    return parse
+
+
+def _alignment(text: str) -> str:
+    if text not in ALIGNMENTS:
+        raise argparse.ArgumentTypeError(f'{text!r}: expected one of {", ".join(ALIGNMENTS)}')
+    return text
+
+
+DATA_AND_MODEL = (
+    Group('data', (
+        option('--data', type=Path, required=True, metavar='PATH',
+               help="nyu_depth_v2_labeled.mat, or a folder: official_splits, Kaggle's nyu2_test, "
+               'KITTI raw data'),
+        option('--list', type=Path, metavar='FILE',
+               help='list of the pairs (default: the one beside, else all)'),
+        option('--ground-truth', type=Path, metavar='FOLDER',
+               help='KITTI: folder of the annotated depth'),
+        switch('--inpainted', 'score on the in-painted depth of the .mat (default: raw)'),
+        option('--protocol', choices=PROTOCOLS, default='',
+               help='crops (default: depthclip, the official code; KITTI: kitti)'),
+    )),
+    Group("model (default: the paper's, nyu_paper.yaml)", (
+        *MODEL,
+        switch('--own-input', "resize the crop to the configuration's own input (default: the "
+               'network sees what the protocol crops, pixel by pixel)'),
+        option('--precision', choices=('float32', 'float16', 'bfloat16', 'int8'),
+               help="network's number format (default: the file's; auto means float32)"),
+    )),
+)
+MEASURES = (
+    Group('how it is measured', (
+        option('--average', choices=('image', 'pixel'), default='image',
+               help='mean over images of their metrics (default), or over all pixels'),
+        option('--table', action='append', choices=('1', '2', '3'),
+               help="the paper's table to make; may be repeated (default: 1)"),
+    )),
+    Group('beside it', (
+        option('--predictions', action='append', default=[], metavar='NAME=PATH',
+               type=_named(lambda path: Path(path).expanduser()),
+               help="another program's depth of the same images: a folder of PNG of 16 bits, "
+               '.npy, .npz, .pfm or TIFF, or one array of all; may be repeated'),
+        option('--prediction-scale', action='append', default=[], metavar='[NAME=]N',
+               type=_named(positive),
+               help='stored depth per metre (default: 1000; KITTI: 256; floating point: 1)'),
+        option('--align', action='append', default=[], metavar='[NAME=]HOW',
+               type=_named(_alignment),
+               help="fit a prediction to each image's true depth before it is scored: "
+               f'{", ".join(ALIGNMENTS)} (default: none); its row says so'),
+        option('--calibration', action='append', default=[], type=Path, metavar='FILE',
+               help="row of the method as 'depthclip calibrate' corrects it; may be repeated"),
+    )),
+    Group('run', (
+        option('--output', type=Path, default=Path('results'), metavar='FOLDER',
+               help='a dated folder and the link latest are made in it (default: results)'),
+        option('--resume', nargs='?', const='', metavar='FOLDER',
+               help='continue an interrupted run (default: the latest)'),
+    )),
+)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Evaluate DepthCLIP on NYU Depth v2 or KITTI: the metrics of the paper, '
-        'beside\nhonest baselines.',
+        'beside\nbaselines that show what they are worth.',
         epilog=f"'{PROGRAM} extract MAT FOLDER' writes the official folders from the .mat file.\n"
         f"'{PROGRAM} export --data PATH -o FOLDER' writes the method's depth for other programs.\n"
         f"'{PROGRAM} compare RUN RUN' puts two results folders beside each other.")
     parser.add_argument('--version', action='version', version=f'depthclip_ros {__version__}')
-    _add_data_and_model(parser)
-    add = parser.add_argument_group('how it is measured').add_argument
-    add('--average', choices=('image', 'pixel'), default='image',
-        help='mean over images of their metrics (default), or over all pixels')
-    add('--table', action='append', choices=('1', '2', '3'),
-        help="the paper's table to make; may be repeated (default: 1)")
-    add = parser.add_argument_group('beside it').add_argument
-    add('--predictions', action='append', default=[], metavar='NAME=PATH',
-        type=_named(lambda path: Path(path).expanduser()),
-        help="another program's depth of the same images: a folder of PNG of 16 bits, .npy, .npz, "
-        '.pfm or TIFF, or one array of all; may be repeated')
-    add('--prediction-scale', action='append', default=[], metavar='[NAME=]N',
-        type=_named(positive),
-        help='stored depth per metre (default: 1000; KITTI: 256; floating point: 1)')
-    add('--align', action='append', default=[], metavar='[NAME=]HOW', type=_named(_alignment),
-        help="fit a prediction to each image's true depth before it is scored: "
-        f'{", ".join(ALIGNMENTS)} (default: none); its row says so')
-    add('--calibration', action='append', default=[], type=Path, metavar='FILE',
-        help="row of the method as 'depthclip calibrate' corrects it; may be repeated")
-    add = parser.add_argument_group('run').add_argument
-    add('--output', type=Path, default=Path('results'), metavar='FOLDER',
-        help='a dated folder and the link latest are made in it (default: results)')
-    add('--resume', nargs='?', const='', metavar='FOLDER',
-        help='continue an interrupted run (default: the latest)')
+    add_options(parser, (*DATA_AND_MODEL, *MEASURES))
     return parser
-
-
-def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('data').add_argument
-    add('--data', type=Path, required=True, metavar='PATH',
-        help="nyu_depth_v2_labeled.mat, or a folder: official_splits, Kaggle's nyu2_test, KITTI "
-        'raw data')
-    add('--list', type=Path, metavar='FILE',
-        help='list of the pairs (default: the one beside, else all)')
-    add('--ground-truth', type=Path, metavar='FOLDER',
-        help='KITTI: folder of the annotated depth')
-    add('--inpainted', action='store_true',
-        help='score on the in-painted depth of the .mat (default: raw)')
-    add('--protocol', choices=('depthclip', 'bts', 'kitti'), default='',
-        help='crops (default: depthclip, the official code; KITTI: kitti)')
-    add = parser.add_argument_group('model').add_argument
-    add('--config', metavar='YAML',
-        help="ROS parameter file (default: the paper's, nyu_paper.yaml)")
-    add('--own-input', action='store_true',
-        help="resize the crop to the configuration's own input (default: the network sees what "
-        'the protocol crops, pixel by pixel)')
-    add('--weights', default='', metavar='W', help="official name, file, 'demo', or 'untrained'")
-    add('--device', default='', help='auto, cpu, cuda, or cuda:N')
-    add('--precision', choices=('float32', 'float16', 'bfloat16', 'int8'),
-        help="network's number format (default: the file's; auto means float32)")
 
 
 def options(given: list[str]) -> Options:
@@ -223,20 +250,6 @@ def settings(options: argparse.Namespace) -> tuple[DepthConfig, dict[str, Any]]:
     precision = options.precision or (
         'float32' if config.precision == 'auto' else config.precision)
     return config.replace(precision=precision), runtime
-
-
-def _named(read: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
-    """What reads '[NAME=]VALUE'."""
-    def parse(text: str) -> tuple[str, Any]:
-        name, sign, value = text.partition('=')
-        return (name.strip(), read(value)) if sign else ('', read(text))
-    return parse
-
-
-def _alignment(text: str) -> str:
-    if text not in ALIGNMENTS:
-        raise argparse.ArgumentTypeError(f'{text!r}: expected one of {", ".join(ALIGNMENTS)}')
-    return text
 
 
 # The answer --------------------------------------------------------------------------------------

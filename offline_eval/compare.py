@@ -5,15 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from depthclip_ros.evaluation import bootstrap, metrics
 from depthclip_ros.evaluation.errors import EvaluationError, listing
 from depthclip_ros.evaluation.metrics import PAPER_METRICS, SIGNS, Sums, number
 
-from .evaluate import HEADER, RECORDS
+from .records import RECORDS, load_records, load_run
 from .results import load
-from .scoring import load_records
 
 SAME = {'data': ('format', 'split', 'depth', 'images', 'digest'),
         'protocol': ('name', 'average', 'max_depth')}  # of both summaries
@@ -61,13 +58,8 @@ def _sums(folder: Path, images: int) -> tuple[Sums, list[str]]:
     """(N, 11) sums of the method, and the images' scenes."""
     records = load_records(folder / RECORDS)
     records = records[records['pixels'] > 0]
-    try:
-        header = msgspec.json.decode((folder / RECORDS / HEADER).read_bytes())
-        scenes = [header['sequences'][position] for position in records['position']]
-    except (OSError, LookupError, msgspec.DecodeError) as error:
-        raise EvaluationError(f'{folder / RECORDS / HEADER}: missing, damaged, or of an older '
-                              f'version ({error!r}); evaluate again.') from error
+    run = load_run(folder)
     if len(records) != images:
         raise EvaluationError(f'{folder / RECORDS} holds {len(records)} of {images} images; the '
                               'others are missing or damaged: evaluate again.')
-    return records['sums'][:, 0], scenes
+    return records['sums'][:, 0], [run.sequences[p] for p in records['position']]

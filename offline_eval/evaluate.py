@@ -48,10 +48,11 @@ from .contenders import (
 )
 from .gate import judge
 from .published import METHOD, PAPER_ROWS
+from .records import HEADER, RECORDS, Run, load_records, load_run, save_record, save_run
 from .results import Data, How, Results, Summary, Timing, load, save, to_json, write
-from .scoring import Scorer, load_records, save_record
+from .scoring import Scorer
 
-LATEST, RECORDS, HEADER = 'latest', 'records', 'run.json'
+LATEST = 'latest'
 SAMPLES_PER_ROLE = 3
 
 
@@ -182,7 +183,9 @@ def scored(
         if getattr(used, name) != getattr(config, name)]
 
 
-def _others(options: Options, dataset: Dataset, protocol: Protocol) -> list[Contender]:
+def _others(
+    options: Options, dataset: Dataset, protocol: Protocol,
+) -> list[predictions.OtherProgram]:
     """Rows of other programs' depth; calibrations are tried, too: before a model is loaded."""
     known = len(dataset.warnings)
     others = [predictions.foreign(name, path, dataset, protocol, scale, align)
@@ -226,7 +229,7 @@ def _continued(options: Options) -> Path | None:
 
     Raises:
         ConfigError: nothing can be written.
-        EvaluationError: there is no such run.
+        EvaluationError: there is no such run, or it is damaged.
 
     """
     if options.resume is None:
@@ -236,6 +239,7 @@ def _continued(options: Options) -> Path | None:
     if not (folder / RECORDS / HEADER).is_file():
         raise EvaluationError(f'--resume: {folder} is no folder of an interrupted evaluation; '
                               'name one, or start anew without --resume.')
+    load_run(folder)
     return folder
 
 
@@ -247,22 +251,18 @@ def _open_folder(options: Options, folder: Path | None, scorer: Scorer) -> Path:
     for position in dataset.probes():  # of all it would take as long as the network
         pair = dataset.read(position)
         digest.update(pair.rgb.tobytes() + pair.depth.tobytes())
-    header = {
-        'version': depthclip_ros.__version__, 'format': dataset.format, 'depth': dataset.depth,
-        'images': len(dataset), 'data': digest.hexdigest(), 'protocol': scorer.protocol.name,
-        'config': estimator.config.to_dict(), 'weights': estimator.weights.digest,
-        'precision': estimator.precision, 'device': estimator.device.type,
-        'rows': [f'{c.name}: {c.note} {c.key}' for c in scorer.contenders],
-        'sequences': [entry.sequence for entry in dataset.entries]}
+    run = Run(
+        version=depthclip_ros.__version__, format=dataset.format, depth=dataset.depth,
+        images=len(dataset), data=digest.hexdigest(), protocol=scorer.protocol.name,
+        config=estimator.config.to_dict(), weights=estimator.weights.digest,
+        precision=estimator.precision, device=estimator.device.type,
+        rows=[contender.identity() for contender in scorer.contenders],
+        sequences=[entry.sequence for entry in dataset.entries])
     if folder is None:
         folder = numbered_folder(
             options.output / datetime.now().astimezone().strftime('%Y-%m-%d_%H-%M-%S'))
-        write(folder / RECORDS / HEADER, to_json(header))  # from here on it can be resumed
-    then = msgspec.json.decode((folder / RECORDS / HEADER).read_bytes())
-    now = msgspec.json.decode(to_json(header))
-    different = [f'other {key}' if key in ('data', 'weights', 'rows', 'sequences') else
-                 f'{key}: {then.get(key)} then, {now[key]} now'
-                 for key in now if then.get(key) != now[key]]
+        save_run(folder, run)  # from here on it can be resumed
+    different = list(load_run(folder).differences(msgspec.json.decode(to_json(run), type=Run)))
     if different:
         raise EvaluationError(f'--resume {folder}: that run was another one ('
                               f'{"; ".join(different)}). Give the same settings, or start anew '

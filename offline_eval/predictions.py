@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from depthclip_ros.core.errors import ImageError
 from depthclip_ros.evaluation.datasets import Dataset, Entry
@@ -22,7 +24,8 @@ from depthclip_ros.evaluation.metrics import MIN_DEPTH
 from depthclip_ros.evaluation.protocol import Protocol
 from depthclip_ros.sources.depth_maps import ARRAYS, SUFFIXES, read_depth_map
 
-from .contenders import Contender
+from .contenders import PixelDepth
+from .images import EvaluatedImage
 
 RAW = 'raw'  # folder of predictions, as BTS has it
 ALIGNMENTS: Mapping[str, str] = {
@@ -61,10 +64,28 @@ def file_names(entries: Sequence[Entry]) -> list[list[str]]:
     return list(map(names, entries))
 
 
+@dataclass(frozen=True)
+class OtherProgram(PixelDepth):
+    """Depth that another program predicted."""
+
+    _: KW_ONLY
+    digest: str  # of its files
+    per_metre: float
+    align: str
+    files: Sequence[Path] = field(repr=False, compare=False)
+    depth: Callable[[int], Metres] = field(repr=False, compare=False)  # by position
+
+    def pixels(self, image: EvaluatedImage) -> Tensor:
+        """(H, W) metres."""
+        return torch.from_numpy(read(
+            self.depth(image.position), self.files[image.position], self.align,
+            image.pair.depth.shape, image.truth, image.protocol)).to(image.estimator.device)
+
+
 def foreign(
     name: str, path: Path, dataset: Dataset, protocol: Protocol, scale: float = 0.0,
     align: str = 'none',
-) -> Contender:
+) -> OtherProgram:
     """Another program's depth, from its files in a folder, or from one array of all images.
 
     Args:
@@ -104,15 +125,12 @@ def foreign(
     digest = hashlib.sha256()  # a run is continued with the same files only
     for file in dict.fromkeys(files):
         digest.update(file.read_bytes())
-    positions = {entry: position for position, entry in enumerate(dataset.entries)}
-    return Contender(
+    return OtherProgram(
         name if align == 'none' else f'{name}, {align}-aligned', 'foreign',
         f'depth of another program, in {files[0].parent} as {files[0].name} '
         f'({first.shape[0]} x {first.shape[1]}, {per_metre:g} a metre); {ALIGNMENTS[align]}',
-        lambda seen: torch.from_numpy(read(
-            depth(positions[seen.entry]), files[positions[seen.entry]], align,
-            seen.pair.depth.shape, seen.truth, seen.protocol)).to(seen.estimator.device),
-        key=digest.hexdigest(), is_test=align == 'none')
+        is_test=align == 'none', digest=digest.hexdigest(), per_metre=per_metre, align=align,
+        files=files, depth=depth)
 
 
 def _files(folder: Path, dataset: Dataset, where: str) -> list[Path]:

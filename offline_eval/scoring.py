@@ -5,13 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from contextlib import nullcontext
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -21,136 +17,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depthclip_ros.core import DepthEstimator
-from depthclip_ros.core.backbone import Maps
 from depthclip_ros.core.engine import one_thread
 from depthclip_ros.core.projection import (
-    mean_of_passes,
-    read_out,
-    similarity_logits,
     upsample,
 )
-from depthclip_ros.evaluation.datasets import Dataset, Entry, Pair
-from depthclip_ros.evaluation.datasets.base import Metres, Rgb
+from depthclip_ros.evaluation.datasets import Dataset
+from depthclip_ros.evaluation.datasets.base import Metres
 from depthclip_ros.evaluation.errors import DatasetError, PredictionError
 from depthclip_ros.evaluation.metrics import (
     MIN_DEPTH,
-    SUMS,
-    Float64,
-    Multiples,
     joint_histogram,
     score,
 )
 from depthclip_ros.evaluation.protocol import Protocol
 from depthclip_ros.progress import progress
 
-from .contenders import Contender, Text
-from .results import write_arrays
+from .contenders import ClosedForm, Contender, OtherImage, PatchDepth, PixelDepth
+from .images import EvaluatedImage, TextFeatures
+from .records import HISTOGRAM, JOINT, constants, layout
 
-CONSTANTS = 200  # constants from max_depth / 200 to max_depth, for the best one
-HISTOGRAM = 100  # bins from 0 to max_depth
-JOINT = 50  # the same, of true depth and again of the method's
 BESIDE_GPU = 8  # threads that read and score
 _Done = TypeVar('_Done')
-
-
-def constants(max_depth: float) -> Float64:
-    """(200,) metres."""
-    return np.linspace(max_depth / CONSTANTS, max_depth, CONSTANTS)
-
-
-# Records -----------------------------------------------------------------------------------------
-
-
-def layout(contenders: int, grid: tuple[int, int]) -> np.dtype[Any]:
-    """Type of a record; `position` is the place in the data set's entries.
-
-    `sums` are those of every contender, `curve` those of every constant, `digest` is the SHA-256
-    of image and depth, `joint` numbers of pixels by true depth (rows) and the method's;
-    `patches` is the method's depth in metres.
-    """
-    return np.dtype([
-        ('position', '<i8'), ('pixels', '<i8'), ('median', '<f8'), ('digest', 'u1', 32),
-        ('sums', '<f8', (contenders, len(SUMS))), ('curve', '<f8', (CONSTANTS, len(SUMS))),
-        ('histogram', '<i8', HISTOGRAM), ('joint', '<u4', (JOINT, JOINT)),
-        ('patches', '<f4', grid)])
-
-
-def save_record(folder: Path, record: NDArray[Any]) -> None:
-    """Keep the (1,) record of an image, from which an interrupted run continues."""
-    write_arrays(folder / f'{record["position"][0]:05d}.npz', records=record)
-
-
-def load_records(folder: Path, of_type: np.dtype[Any] | None = None) -> NDArray[Any]:
-    """All records of whole files, in order of position; a damaged file counts for nothing.
-
-    `of_type` is None for whatever the files hold.
-    """
-    found = []
-    for path in folder.glob('*.npz'):
-        with suppress(OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile), \
-                np.load(path, allow_pickle=False) as stored:
-            found.append(np.asarray(stored['records'], of_type))
-    every = np.concatenate(found) if found else np.zeros(0, of_type or layout(0, (0, 0)))
-    return every[np.argsort(every['position'])]
-
-
-# Images ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One image of a data set, as the protocol crops it, and what the network sees in it."""
-
-    position: int  # in the data set's entries
-    entry: Entry
-    pair: Pair  # the whole image and its depth
-    rgb: Rgb  # (H, W, 3)
-    truth: Metres  # (H, W), NaN where it is not scored
-    maps: Maps
-    estimator: DepthEstimator
-    protocol: Protocol
-    text: Text
-
-    @cached_property
-    def valid(self) -> Metres:
-        """(n,) metres, true depth that is scored."""
-        return self.truth[~np.isnan(self.truth)]
-
-    @cached_property
-    def median(self) -> float:
-        """Of the true depth, in metres."""
-        return float(np.median(self.valid.astype(np.float64)))
-
-    @cached_property
-    def constants(self) -> Multiples:
-        """Score of any constant."""
-        return Multiples(1.0, self.valid)
-
-    @property
-    def focal(self) -> float:
-        """Focal length in widths of the network's input; 0 if not known."""
-        config = self.estimator.config
-        share = config.input_height / (self.protocol.size[0] * config.input_width)
-        return float(np.float32(self.entry.focal) * np.float32(share))
-
-    def read_out(self, tokens: Sequence[str], bins: Sequence[float]) -> Tensor:
-        """(h, w) metres that words say, in the order in which they get the bins."""
-        return mean_of_passes(self.said(tokens, bins)[1], 1)[0]
-
-    def said(
-        self, tokens: Sequence[str], bins: Sequence[float],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, depth and spread of every pass, as `projection.read_out` gives them."""
-        return read_out(self.logits[tuple(tokens)],
-                        torch.tensor(bins, device=self.estimator.device))
-
-    @cached_property
-    def logits(self) -> dict[tuple[str, ...], Tensor]:
-        """(passes, K, h, w) of every set of words: features are compared with all at once."""
-        every = similarity_logits(self.maps.features, torch.cat(list(self.text.values())),
-                                  self.estimator.config.temperature)
-        sizes = [len(words) for words in self.text.values()]
-        return dict(zip(self.text, torch.split(every, sizes, dim=1), strict=True))
 
 
 # Scores ------------------------------------------------------------------------------------------
@@ -167,7 +54,7 @@ class Scorer:
 
     def __init__(
         self, dataset: Dataset, protocol: Protocol, estimator: DepthEstimator,
-        chosen: Sequence[Contender], text: Text,
+        chosen: Sequence[Contender], text: TextFeatures,
     ) -> None:
         """Take what is to be scored."""
         self.dataset, self.protocol, self.estimator = dataset, protocol, estimator
@@ -189,7 +76,7 @@ class Scorer:
         order = np.random.default_rng(0).permutation(len(records))
         others = {place: dict(zip(order.tolist(), order[partners(len(order), c.shift)].tolist(),
                                   strict=True))
-                  for place, c in enumerate(self.contenders) if c.shift}
+                  for place, c in enumerate(self.contenders) if isinstance(c, OtherImage)}
 
         def of_image(record: Any) -> None:
             position = int(record['position'])
@@ -200,8 +87,8 @@ class Scorer:
         list(self._each(of_image, records if others else (), 'shuffled images'))
 
     @torch.inference_mode()
-    def see(self, position: int) -> Seen:
-        """Read an image, and let the network see it."""
+    def encode(self, position: int) -> EvaluatedImage:
+        """Read an image, and encode it."""
         pair, entry = self.dataset.read(position), self.dataset.entries[position]
         try:
             rgb, truth = self.protocol.prepare(pair)
@@ -215,8 +102,8 @@ class Scorer:
             seconds = time.perf_counter() - start
         with self._clock:
             self.network_seconds += seconds / self._shared
-        return Seen(position, entry, pair, rgb, truth, maps, self.estimator, self.protocol,
-                    self.text)
+        return EvaluatedImage(position, entry, pair, rgb, truth, maps, self.estimator,
+                              self.protocol, self.text)
 
     def _each(
         self, function: Callable[[Any], _Done], items: Sequence[Any] | NDArray[Any], what: str,
@@ -229,36 +116,39 @@ class Scorer:
 
     @torch.inference_mode()
     def _score(self, position: int) -> NDArray[Any]:
-        seen, record = self.see(position), np.zeros(1, self.type)
+        image, record = self.encode(position), np.zeros(1, self.type)
         depth: dict[int, Tensor] = {}
         of_image = record[0]
-        of_image['position'], of_image['pixels'] = position, len(seen.valid)
-        digest = hashlib.sha256(np.ascontiguousarray(seen.pair.rgb).data)
-        digest.update(np.ascontiguousarray(seen.pair.depth).data)
+        of_image['position'], of_image['pixels'] = position, len(image.valid)
+        digest = hashlib.sha256(np.ascontiguousarray(image.pair.rgb).data)
+        digest.update(np.ascontiguousarray(image.pair.depth).data)
         of_image['digest'] = np.frombuffer(digest.digest(), np.uint8)
         for place, contender in enumerate(self.contenders):
-            if contender.answer is None or (place and not len(seen.valid)):
-                continue  # the method's depth of a blind image is scored on its partners
-            answer = contender.answer(seen)
-            if isinstance(answer, Tensor):
-                _check(answer, contender, position)
-                depth[place] = answer
-            else:
-                of_image['sums'][place] = answer
+            if place and not len(image.valid):
+                break  # the method's depth of a blind image is scored on its partners
+            match contender:
+                case ClosedForm():
+                    of_image['sums'][place] = contender.sums(image)
+                case PatchDepth():
+                    depth[place] = contender.patches(image)
+                case PixelDepth():
+                    depth[place] = contender.pixels(image)
+        for place, metres in depth.items():
+            _check(metres, self.contenders[place], position)
         of_image['patches'] = depth[0].cpu().numpy()
-        if len(seen.valid):
+        if len(image.valid):
             most = self.protocol.max_depth
-            of_image['median'] = seen.median
-            of_image['histogram'] = np.histogram(seen.valid, HISTOGRAM, (0, most))[0]
-            of_image['curve'] = seen.constants.score(constants(most))
-            self._fill(of_image, seen.truth, depth)
+            of_image['median'] = image.median
+            of_image['histogram'] = np.histogram(image.valid, HISTOGRAM, (0, most))[0]
+            of_image['curve'] = image.constants.score(constants(most))
+            self._fill(of_image, image.truth, depth)
         return record
 
     @torch.inference_mode()
     def _fill(self, record: Any, truth: Metres, depth: Mapping[int, Tensor]) -> None:
         """Fill in the sums of one image's depth, by the contenders' places."""
         true, most = torch.from_numpy(truth).to(self.estimator.device), self.protocol.max_depth
-        whole = [p for p, maps in depth.items() if maps.shape == true.shape]  # other programs'
+        whole = [p for p in depth if isinstance(self.contenders[p], PixelDepth)]
         for places in filter(None, ([p for p in depth if p not in whole], whole)):
             maps = torch.stack([depth[place] for place in places])
             if places is not whole:

@@ -42,8 +42,8 @@ from depthclip_ros.evaluation.metrics import (
 
 from .contenders import Contender
 from .published import METHOD, TABLE_2_SCENES
+from .records import HISTOGRAM, constants
 from .results import ALL, ROLES, Comparison, Histograms, Row, Verdict
-from .scoring import HISTOGRAM, constants
 
 _EACH = range(len(METRICS))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from depthclip_ros import color
+from depthclip_ros.arguments import COLORMAPS
 from depthclip_ros.cli.main import main
 
 SCALE = color.Scale(1.0, 3.0)
@@ -41,7 +42,7 @@ def test_beyond_the_scale_is_the_colour_of_its_end_whatever_else_is_in_the_pictu
             color.colorize(depth, color.Scale(low, high))
 
 
-@pytest.mark.parametrize('colormap', color.COLORMAPS)
+@pytest.mark.parametrize('colormap', COLORMAPS)
 def test_no_depth_is_no_colour_of_the_scale(colormap):
     assert min(difference(one, color.UNKNOWN)
                for one in ramp(SCALE._replace(colormap=colormap))) > 25

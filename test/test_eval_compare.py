@@ -8,9 +8,8 @@ from eval_results import make_results
 from scipy.stats import t
 
 from offline_eval import cli
-from offline_eval.evaluate import HEADER, RECORDS
-from offline_eval.results import save, to_json, write
-from offline_eval.scoring import layout, save_record
+from offline_eval.records import RECORDS, Run, layout, save_record, save_run
+from offline_eval.results import save
 
 
 def write_run(folder, near, rel, scenes, **data):
@@ -19,7 +18,9 @@ def write_run(folder, near, rel, scenes, **data):
     about = msgspec.structs.replace(results.summary.data, **{'evaluated': len(near), **data})
     save(folder, msgspec.structs.replace(
         results, samples=[], summary=msgspec.structs.replace(results.summary, data=about)))
-    write(folder / RECORDS / HEADER, to_json({'sequences': scenes}))
+    save_run(folder, Run(
+        version='', format='', depth='', images=len(near), data='', protocol='', config={},
+        weights='', precision='', device='', rows=[], sequences=scenes))
     for i, record in enumerate(np.zeros((len(near), 1), layout(2, (1, 1)))):
         record['position'], record['pixels'] = i, 100
         record['sums'][0, 0, [0, 1, 4]] = 100, 100 * near[i], 100 * rel[i]

@@ -33,8 +33,8 @@ from offline_eval import cli, evaluate
 from offline_eval.contenders import FOCAL
 from offline_eval.evaluate import scored
 from offline_eval.published import BIN_PARTITIONS, METHOD, PAPER_ROWS, PROMPTS
+from offline_eval.records import HEADER, RECORDS, layout, load_records, save_record
 from offline_eval.results import load
-from offline_eval.scoring import layout, load_records, save_record
 
 h5py = pytest.importorskip('h5py', reason='h5py, which reads the .mat, is missing')
 
@@ -363,6 +363,17 @@ def test_a_damaged_record_is_none_and_the_others_are_in_order(tmp_path, damage):
     victim = tmp_path / '00005.npz'
     victim.write_bytes(damage(victim.read_bytes()))
     assert load_records(tmp_path, kind)['position'].tolist() == [0, 2, 7]
+
+
+@pytest.mark.parametrize('content', [
+    b'', b'{"version": "0.1"', b'[]', b'{"rows": ["x"]}', b'\xff'], ids=[
+    'empty', 'torn', 'a list', 'of an older version', 'no text'])
+def test_a_damaged_run_is_refused_before_a_model_is_loaded(
+        world, undisturbed, tmp_path, capsys, monkeypatch, content):
+    folder = shutil.copytree(undisturbed, tmp_path / 'run')
+    (folder / RECORDS / HEADER).write_bytes(content)
+    monkeypatch.setattr(evaluate, 'load_model', None)
+    assert HEADER in fails(capsys, *arguments(world, tmp_path, '--resume', folder))
 
 
 def test_resume_of_a_finished_run_and_of_another(world, undisturbed, tmp_path, capsys):

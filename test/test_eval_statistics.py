@@ -29,7 +29,7 @@ from depthclip_ros.evaluation.protocol import PROTOCOLS
 from depthclip_ros.resources import config_path
 from offline_eval import scoring
 from offline_eval.contenders import (
-    Contender,
+    WordDepth,
     baselines,
     method_and_variants,
     training_mean,
@@ -38,8 +38,9 @@ from offline_eval.contenders import (
 from offline_eval.evaluate import scored
 from offline_eval.gate import GATE_LIMITS, judge
 from offline_eval.published import METHOD, PAPER_CONFIG, PAPER_METHOD
+from offline_eval.records import constants, layout
 from offline_eval.results import ALL, How, Row
-from offline_eval.scoring import constants, layout, partners
+from offline_eval.scoring import partners
 from offline_eval.statistics import Measured, rows, verdict
 
 MAX_DEPTH = 10.0
@@ -337,7 +338,7 @@ def test_shuffled_words_are_in_another_order_however_few():
 def test_one_set_of_words_that_are_alike_makes_the_row_no_test():
     chosen = baselines(DepthConfig(), None, 0.0, 10.0, 9)
     other = torch.eye(7)
-    text = {c.tokens: other for c in chosen if c.tokens}
+    text = {c.tokens: other for c in chosen if isinstance(c, WordDepth)}
     assert without_failed_controls(chosen, text) == chosen
     assert not are_alike(np.float32([[0.6, 0.8], [0.6, 0.8], [0.8, 0.6]]))  # not all of them
     text[next(c.tokens for c in chosen if c.name == 'random words')] = other[:1].repeat(7, 1)
@@ -361,7 +362,7 @@ def test_nobody_is_scored_on_his_own_truth(count):
 @pytest.mark.parametrize('value', [0.0, -1.0, 0.0005, float('nan'), float('inf')])
 def test_depth_that_cannot_be_scored_ends_the_run(value):
     patches = torch.full((3, 4), 2.0)
-    scoring._check(patches, Contender('a row', 'method'), 5)
+    scoring._check(patches, WordDepth('a row', 'method'), 5)
     patches[2, 3] = value
     with pytest.raises(PredictionError, match=r'depth of image 5 is .* in 1 '):
-        scoring._check(patches, Contender('a row', 'method'), 5)
+        scoring._check(patches, WordDepth('a row', 'method'), 5)

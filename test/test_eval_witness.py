@@ -81,8 +81,8 @@ def fails(capsys, arguments):
 def answer(dataset, position, path, protocol='bts', scale=0.0, align='none'):
     """Depth of one image of other predictions, as it is scored."""
     pair, chosen = dataset.read(position), PROTOCOLS[protocol]
-    return predictions.foreign('a', path, dataset, chosen, scale, align).answer(SimpleNamespace(
-        entry=dataset.entries[position], pair=pair, truth=chosen.truth(pair.depth),
+    return predictions.foreign('a', path, dataset, chosen, scale, align).pixels(SimpleNamespace(
+        position=position, pair=pair, truth=chosen.truth(pair.depth),
         protocol=chosen, estimator=SimpleNamespace(device='cpu'))).numpy()
 
 

@@ -11,17 +11,25 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from depthclip_ros import __version__
 from depthclip_ros.arguments import (
+    COLORMAPS,
+    MODEL,
+    PROTOCOLS,
+    Group,
+    add_options,
     check_command,
     count,
     interval,
     not_negative,
     numbers,
+    option,
     point,
     positive,
+    switch,
+    text,
     to_a_kilometre,
     whole,
 )
@@ -30,15 +38,7 @@ from depthclip_ros.executables import command
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    #: Its names as one text, and what `add_argument` of argparse is told of it.
-    Argument = tuple[str, dict[str, Any]]
-
-
-class Group(NamedTuple):
-    """Arguments that are listed under a title; without one, of which one may be given."""
-
-    title: str
-    options: tuple[Argument | Group, ...]
+    from depthclip_ros.arguments import Argument
 
 
 class Command(NamedTuple):
@@ -51,27 +51,6 @@ class Command(NamedTuple):
     options: tuple[Argument | Group, ...]
 
 
-def option(names: str, **about: Any) -> Argument:
-    """Write an argument as argparse does, but for the names, which are one text."""
-    return names, about
-
-
-def text(names: str, metavar: str, meaning: str | None = None) -> Argument:
-    """An option that is a text, '' where it is not given."""
-    return names, {'default': '', 'metavar': metavar, 'help': meaning}
-
-
-def switch(names: str, meaning: str) -> Argument:
-    """An option that is there or is not."""
-    return names, {'action': 'store_true', 'help': meaning}
-
-
-MODEL = (
-    option('--config', metavar='YAML', help='ROS parameter file (default: built in)'),
-    text('--weights', 'NAME_OR_FILE', "official name, file, 'demo' (for rendered rooms), or "
-         "'untrained' (meaningless depth)"),
-    text('--device', 'DEVICE', 'auto, cpu, cuda or cuda:N'),
-)
 CAMERA = Group('', (
     option('--fov', type=positive, metavar='DEGREES',
            help='horizontal field of view of the camera: depth counts it as reference_focal says '
@@ -83,7 +62,7 @@ COLORS = Group('colours of depth, even in its logarithm', (
     option('--range', type=interval, metavar='NEAR,FAR',
            help='metres of the brightest and the darkest colour (default: nearly all depth of the '
            "run; view: the words')"),
-    option('--colormap', default='viridis', choices=('viridis', 'cividis', 'turbo'),
+    option('--colormap', default=COLORMAPS[0], choices=COLORMAPS,
            help='default %(default)s'),
 ))
 RAY = Group('Ray (needs the Python package ray)', (
@@ -139,7 +118,7 @@ def recording(most: int) -> Group:
                '32)'),
         option('--tolerance', type=positive, default=0.05, metavar='SECONDS',
                help="between an image's and its depth's stamp (default %(default)g)"),
-        option('--protocol', default='', choices=('depthclip', 'bts', 'kitti'),
+        option('--protocol', default='', choices=PROTOCOLS,
                help="of a data set: see what offline_eval's protocol crops (default: the whole "
                'image)'),
         option('--every', type=count, default=1, metavar='N',
@@ -360,19 +339,8 @@ def _parser() -> argparse.ArgumentParser:
     for entry in COMMANDS:
         one = commands.add_parser(entry.name, help=entry.help, description=entry.description)
         one.set_defaults(run=entry.run)
-        _add(one, entry.options)
+        add_options(one, entry.options)
     return parser
-
-
-def _add(parser: Any, options: Sequence[Argument | Group]) -> None:
-    """Add arguments to a parser, or to a group of it."""
-    for part in options:
-        if not isinstance(part, Group):
-            parser.add_argument(*part[0].split(), **part[1])
-        elif part.title:
-            _add(parser.add_argument_group(part.title), part.options)
-        else:
-            _add(parser.add_mutually_exclusive_group(), part.options)
 
 
 if __name__ == '__main__':
