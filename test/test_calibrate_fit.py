@@ -20,7 +20,7 @@ from depthclip_ros.calibrate import fit as fitting
 from depthclip_ros.calibrate.errorbars import error_bars
 from depthclip_ros.calibrate.fit import fit, judge
 from depthclip_ros.calibrate.problem import Problem, target_of
-from depthclip_ros.calibrate.recordings import Frame, Moment
+from depthclip_ros.calibrate.recordings import Frame, Moment, in_blocks
 from depthclip_ros.core import CalibrationError, CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.camera import CameraModel
@@ -259,6 +259,27 @@ def test_held_out_frames_shape_nothing_of_what_is_tested_on_them(
     assert again.bias == kept.bias
     for name, values in kept.arrays.items():
         np.testing.assert_array_equal(again.arrays[name], values)
+
+
+def test_what_adjoins_a_held_out_piece_in_time_shapes_nothing_of_it_either(
+        estimator, pictures, monkeypatch):
+    """It shows nearly the same, and would make what comes later look better known than it is."""
+    every = samples(estimator, pictures[:20], lambda i, depth: 1.5 * depth ** 1.2)
+    moments = in_blocks([Moment(float(i)) for i in range(20)])
+    problem = Problem(estimator, [replace(s, moment=moment) for s, moment in zip(
+        every, moments, strict=True)])
+    piece = np.array([moment.sequence for moment in moments])
+    inside, adjoining = piece == 4, (piece == 3) | (piece == 5)
+    monkeypatch.setattr(fitting, 'SHARES', (1.0,))
+    _, before = fitting.held_out(problem)
+    problem.target[adjoining] += 0.1
+    _, after = fitting.held_out(problem)
+    far = ~inside & ~adjoining
+    for name in ('mean map', 'scale', 'full'):
+        np.testing.assert_allclose(after[name][inside], before[name][inside], atol=1e-9)
+        assert np.abs(after[name][far] - before[name][far]).max() > 1e-3
+    rooms = in_blocks([Moment(float(i), i // 4) for i in range(20)])  # which adjoin none
+    assert not any(moment.adjacent for moment in rooms)
 
 
 def test_rays_are_those_of_the_cameras_that_are_known(estimator, pictures):

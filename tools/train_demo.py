@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,15 @@ import demo_sentences as language  # noqa: E402
 
 from depthclip_ros.core.clip_package import import_clip  # noqa: E402
 from depthclip_ros.core.files import atomic  # noqa: E402
-from depthclip_ros.sim import KINDS, Scene, SimCamera, render, trajectory  # noqa: E402
+from depthclip_ros.sim import (  # noqa: E402
+    KINDS,
+    RenderOptions,
+    Scene,
+    SimCamera,
+    render,
+    trajectory,
+)
+from depthclip_ros.sim.lived_in import handheld_pose, lived_in  # noqa: E402
 
 HEIGHT, WIDTH = 192, 256
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own normalisation
@@ -50,20 +59,23 @@ class Plan:
     """What makes a run what it is."""
 
     seed: int = 0
-    steps: int = 3000
+    steps: int = 7000
     fresh: int = 8  # frames rendered for each step
-    repeated: int = 8  # earlier frames, mirrored and in other colours
-    memory: int = 512  # how far back those are taken from
+    repeated: int = 24  # earlier frames, cut out anew and as another camera shows them
+    memory: int = 3000  # how far back those are taken from
+    plain: float = 0.25  # share of plain rooms, which the simulator shows; the others are lived in
+    easy: int = 1500  # steps in which that share falls from 1, since plain rooms teach the basics
     pictures: int = 0  # 0: every frame is of a new room; else so many frames, again and again
     rate: float = 2.5e-3
     decay: float = 0.02
-    average: float = 0.995  # of the exponential moving average of the weights
+    average: float = 0.998  # of the exponential moving average of the weights
     sentences: int = 12
     text_steps: int = 700
     text_batch: int = 128
     embed: int = 128
     width: int = 16
     layers: tuple[int, int, int, int] = (1, 2, 3, 2)
+    bfloat16: bool = True  # twice as fast where the processor knows it
     processes: int = 2  # share each batch; batch normalisation sees its own part only
     text_width: int = 64
     text_layers: int = 4
@@ -180,7 +192,6 @@ class Frames:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.camera = SimCamera().scaled(WIDTH, HEIGHT)
-        self.full = SimCamera()
         self.memory: dict[int, tuple[Tensor, Tensor, int]] = {}
 
     def get(self, number: int) -> tuple[Tensor, Tensor, int]:
@@ -196,16 +207,24 @@ class Frames:
         kind = number % len(KINDS)
         seed = FIRST_TRAINING_SEED + 1_000_000_007 * self.plan.seed + number
         scene = Scene.generate(KINDS[kind], seed)
-        pose = trajectory(scene, seed).pose(float(number % 97))
-        # Some come as a full-size image that is resized, as in the node.
-        full = number % 17 == 0
-        frame = render(scene, self.full if full else self.camera, pose)
-        image = torch.from_numpy(frame.rgb).permute(2, 0, 1).float()
-        depth = torch.from_numpy(frame.depth)
-        if full:
-            image = F.interpolate(image[None], (HEIGHT, WIDTH), mode='bilinear', antialias=True)[0]
-            depth = F.interpolate(depth[None, None], (HEIGHT, WIDTH), mode='nearest-exact')[0, 0]
-        return image.to(torch.uint8), depth, kind
+        rng = np.random.default_rng([seed, 31])
+        camera = self.camera
+        easy = 1 - number / max(1, self.plan.fresh * self.plan.easy)
+        if rng.random() < max(self.plan.plain, easy):
+            frame = render(scene, camera, trajectory(scene, seed).pose(float(number % 97)))
+        else:
+            scene = lived_in(scene)
+            focal = WIDTH / 2 / math.tan(math.radians(rng.uniform(50, 100)) / 2)
+            camera = SimCamera(WIDTH, HEIGHT, focal, focal, camera.cx, camera.cy)
+            try:
+                pose = handheld_pose(scene, rng)
+            except RuntimeError:  # too full for a camera
+                pose = trajectory(scene, seed).pose(0.0)
+            frame = render(scene, camera, pose, RenderOptions(exposure=rng.uniform(0.5, 1.1)))
+        image = torch.from_numpy(frame.rgb).permute(2, 0, 1).contiguous()
+        # What a camera of the usual focal length would measure: `reference_focal`'s rule.
+        depth = torch.from_numpy(frame.depth) * (self.camera.fx / camera.fx)
+        return image, depth, kind
 
 
 def make_batch(frames: Frames, plan: Plan, step: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,30 +239,61 @@ def make_batch(frames: Frames, plan: Plan, step: int, rank: int) -> tuple[Tensor
     oldest = max(0, first - plan.memory)
     again = rng.integers(oldest // world, max(first // world, 1), plan.repeated // world)
     again = again * world + rank
-    chosen = [frames.get(n) for n in numbers] + [frames.get(int(n)) for n in again]
-    images = torch.stack([c[0] for c in chosen]).float() / 255
+    chosen = [frames.get(n) for n in numbers] + [
+        cut_out(frames.get(int(n)), rng) for n in again]
+    images = torch.stack([as_photographed(image, rng) for image, _, _ in chosen])
     depth = torch.stack([c[1] for c in chosen])
-    old = slice(len(numbers), None)
-    images[old] = images[old].flip(3)[:, torch.from_numpy(rng.permutation(3))]
-    depth[old] = depth[old].flip(2)
-    return augment(images, rng), depth, torch.tensor([c[2] for c in chosen])
-
-
-def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Exposure, white balance, contrast, blur and noise of other cameras; normalised."""
-    count = len(images)
-
-    def draw(low: float, high: float, channels: int = 1) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (count, channels, 1, 1)).astype(np.float32))
-
-    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode='replicate'), 3, 1)
-    images = images + draw(0.0, 0.7) * draw(0.0, 1.0) * (blurred - images)
-    images = images * draw(0.6, 1.4) * draw(0.85, 1.15, 3) + draw(-0.05, 0.05)
-    generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
-    noise = torch.randn(images.shape, generator=generator)
-    images = (images + noise * draw(0.0, 0.02)).clamp_(0, 1)
+    mirrored = torch.from_numpy(rng.random(len(chosen)) < 0.5)
+    images[mirrored], depth[mirrored] = images[mirrored].flip(3), depth[mirrored].flip(2)
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (MEAN, DEVIATION))
-    return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
+    images = ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
+    return images, depth, torch.tensor([c[2] for c in chosen])
+
+
+def cut_out(frame: tuple[Tensor, Tensor, int], rng: np.random.Generator) -> tuple[
+        Tensor, Tensor, int]:
+    """A part of a frame, enlarged: a longer focal length, so that its depth counts as less."""
+    image, depth, kind = frame
+    zoom = rng.uniform(1.0, 1.5)
+    height, width = round(HEIGHT / zoom), round(WIDTH / zoom)
+    top, left = rng.integers(0, HEIGHT - height + 1), rng.integers(0, WIDTH - width + 1)
+    window = np.s_[top:top + height, left:left + width]
+    image = F.interpolate(image[(None, slice(None), *window)].float(), (HEIGHT, WIDTH),
+                          mode='bilinear', align_corners=False)[0].to(torch.uint8)
+    depth = F.interpolate(depth[(None, None, *window)], (HEIGHT, WIDTH),
+                          mode='nearest-exact')[0, 0]
+    return image, depth * (width / WIDTH), kind
+
+
+def as_photographed(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """uint8 (3, H, W) to float 0..1 as some camera gives it.
+
+    Exposure, contrast, white balance, saturation, vignette, blur, noise, JPEG.
+    """
+    rgb = image.permute(1, 2, 0).numpy().astype(np.float32) / 255
+    grey = rgb.mean(axis=2, keepdims=True)
+    rgb = grey + rng.uniform(0.3, 1.3) * (rgb - grey)
+    if rng.random() < 0.2:
+        rgb = rgb[..., rng.permutation(3)]
+    # As automatic exposure does, but not always well.
+    rgb *= rng.uniform(0.45, 1.2) / max(float(np.quantile(grey[::4, ::4], 0.9)), 0.05)
+    rgb *= rng.uniform(0.85, 1.15, 3).astype(np.float32)
+    y, x = np.ogrid[-1:1:HEIGHT * 1j, -1:1:WIDTH * 1j]
+    rgb *= 1 - rng.uniform(0, 0.4) * (rng.random() < 0.5) * (x * x + y * y)[..., None] / 2
+    rgb = np.clip(rgb, 0, 1).astype(np.float32) ** rng.uniform(0.6, 1.5)
+    if rng.random() < 0.4:
+        rgb = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.4, 1.8))
+    elif rng.random() < 0.2:
+        length = int(rng.integers(2, 8))
+        rgb = cv2.blur(rgb, (length, 1) if rng.random() < 0.7 else (1, length))
+    rgb += rng.uniform(-0.04, 0.06)
+    noise = rng.standard_normal(rgb.shape, dtype=np.float32)
+    rgb = np.clip(rgb + noise * rng.uniform(0, 0.04) * (rng.random() < 0.7), 0, 1)
+    if rng.random() < 0.4:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 95))]
+        pixels = cv2.imencode('.jpg', (255 * rgb).astype(np.uint8), quality)[1]
+        rgb = cv2.imdecode(pixels, cv2.IMREAD_COLOR).astype(np.float32) / 255
+    return torch.from_numpy(rgb.astype(np.float32)).permute(2, 0, 1)
 
 
 def trunk(visual: Any, x: Tensor) -> Tensor:
@@ -324,12 +374,12 @@ def soft_target(log_depth: Tensor, log_bins: Tensor) -> Tensor:
 
 
 class Upsampling:
-    """Bilinear upsampling with aligned corners, and what each node of it stands for."""
+    """Upsampling `centered`, as config/demo.yaml has it, and what each node of it stands for."""
 
     def __init__(self, height: int, width: int) -> None:
         count = height * width
         basis = F.interpolate(torch.eye(count).view(count, 1, height, width), (HEIGHT, WIDTH),
-                              mode='bilinear', align_corners=True).view(count, -1)
+                              mode='bilinear', align_corners=False).view(count, -1)
         self.shape = (height, width)
         self.weights = (basis / basis.sum(dim=1, keepdim=True)).T.contiguous()
 
@@ -345,14 +395,16 @@ def losses(model: Any, pool: SentencePool, plan: Plan, upsampling: Upsampling, s
     rng = np.random.default_rng([plan.seed, step, 3])
     count = int(rng.integers(7, plan.sentences + 1))
     text, log_bins = pool.draw(count, rng)
-    feature_map = trunk(model.visual, images)
+    with torch.autocast('cpu', torch.bfloat16, enabled=plan.bfloat16):
+        feature_map = trunk(model.visual, images)
+    feature_map = feature_map.float()
     scale = model.logit_scale.exp().clamp(max=100)
     logits = scale * torch.einsum('bchw,kc->bkhw', dense_features(model.visual, feature_map), text)
-    log_depth = depth.log()
+    log_depth = depth.clamp(language.LEAST, language.GREATEST).log()
     target = soft_target(upsampling.node_means(log_depth), log_bins)
     words = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
     nodes = torch.einsum('bkhw,k->bhw', logits.softmax(dim=1), log_bins.exp())
-    full = F.interpolate(nodes[:, None], (HEIGHT, WIDTH), mode='bilinear', align_corners=True)
+    full = F.interpolate(nodes[:, None], (HEIGHT, WIDTH), mode='bilinear', align_corners=False)
     metres = (full[:, 0].log() - log_depth).abs().mean()
     # The whole image, or the square of 6 x 6 that CLIP's own preprocessing would cut out.
     window = feature_map if rng.random() < 0.5 else feature_map[:, :, :, 1:7]
@@ -383,11 +435,18 @@ def train_images(rank: int, plan: Plan, out: Path) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=plan.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, plan.rate, plan.steps, pct_start=0.15)
+        optimizer, plan.rate, plan.steps, pct_start=0.12)
     average: Any = copy.deepcopy(model)
     frames, upsampling = Frames(plan), Upsampling(HEIGHT // 32, WIDTH // 32)
+    checkpoint, first = out / 'checkpoint.pt', 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        for part, name in ((model, 'model'), (average, 'average'), (optimizer, 'optimizer'),
+                           (schedule, 'schedule')):
+            part.load_state_dict(state[name])
+        first = state['step']
     start, sums = time.monotonic(), {}
-    for step in range(plan.steps):
+    for step in range(first, plan.steps):
         model.train()
         terms = losses(model, pool, plan, upsampling, step, make_batch(frames, plan, step, rank))
         loss = terms['words'] + 2.0 * terms['metres'] + 0.1 * terms['rooms']
@@ -406,6 +465,11 @@ def train_images(rank: int, plan: Plan, out: Path) -> None:
                 scale=round(float(model.logit_scale.detach().exp()), 2),
                 **{name: round(value / every, 4) for name, value in sums.items()})
             sums = {}
+        if rank == 0 and (step + 1) % 500 == 0:
+            with atomic(checkpoint) as file:
+                torch.save({'model': model.state_dict(), 'average': average.state_dict(),
+                            'optimizer': optimizer.state_dict(),
+                            'schedule': schedule.state_dict(), 'step': step + 1}, file)
     if rank == 0:
         save_weights(average, out / 'demo.pt')
     torch.distributed.destroy_process_group()
@@ -476,10 +540,10 @@ def main() -> None:
                         'learn something')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--steps', type=int, help='steps of the image stage')
+    parser.add_argument('--width', type=int, help='of the image encoder')
     arguments = parser.parse_args()
-    changes = {'seed': arguments.seed}
-    if arguments.steps:
-        changes['steps'] = arguments.steps
+    changes = {name: value for name in ('seed', 'steps', 'width')
+               if (value := getattr(arguments, name)) is not None}
     plan = Plan(**{**asdict(SMOKE if arguments.smoke else Plan()), **changes})
     torch.manual_seed(plan.seed)
     out = arguments.out

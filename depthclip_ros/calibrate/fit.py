@@ -143,13 +143,13 @@ def fit(
 def held_out(problem: Problem) -> tuple[float, dict[str, Float64]]:
     """The share to take, and (F, passes, P) log depth of every variant and control.
 
-    Each fold is fitted on the others; of 'full', it is the share of the way from what is simpler.
+    Each fold is fitted on the others, but those that adjoin it in time; of 'full', it is the
+    share of the way from what is simpler.
     """
     results = {'none': problem.base, **{
         name: np.empty(problem.base.shape) for name in ('mean map', 'scale', 'full')}}
     for fold in range(problem.folds):
-        inside, rest = (np.flatnonzero(part) for part in (
-            problem.fold == fold, problem.fold != fold))
+        inside, rest = np.flatnonzero(problem.fold == fold), problem.training(fold)
         results['mean map'][inside] = problem.mean_map(rest)
         results['scale'][inside] = problem.base[inside] + problem.scale(rest)
         results['full'][inside] = problem.base[inside] + Kernel.fit(problem, rest).correction(

@@ -111,7 +111,7 @@ class Problem:
                     'ratio': math.nan if camera is None else focal_ratio(
                         config.reference_focal, camera, (frame.rgb.shape[0], frame.rgb.shape[1]),
                         config.input_size),
-                    'sequence': frame.moment.sequence,
+                    'sequence': frame.moment.sequence, 'adjacent': frame.moment.adjacent,
                     'digest': frame.digest or image_digest(frame.rgb)}.items():
                 found[name].append(value)
         self.count, self.blocks = len(targets), len(set(found['sequence']))
@@ -122,6 +122,7 @@ class Problem:
                 'others than were fitted to. Record longer, and in several rooms; 60 are good.')
         self.folds = min(MOST_FOLDS, self.blocks)
         self.fold = _folds(found['sequence'], self.folds)
+        self._sequence, self._adjacent = found['sequence'], found['adjacent']
         self.digests, self.trunk = found['digest'], found['trunk']
         self.weights, self.spread = np.stack(found['weights']), np.stack(found['spread'])
         said = np.stack(found['depth']).astype(np.float64)
@@ -130,6 +131,16 @@ class Problem:
         self.language = np.log(said).reshape(*said.shape[:2], -1)
         self.base = self.language + np.log(self.ratio)[:, None, None]
         self._set_targets(targets)
+
+    def training(self, fold: int) -> NDArray[np.intp]:
+        """Numbers of the frames that a held-out fold is predicted from.
+
+        Those that adjoin it in time are on neither side: they show nearly the same, so that what
+        comes later would look better known than it is (hv-block cross-validation, Racine 2000).
+        """
+        inside = {s for s, f in zip(self._sequence, self.fold, strict=True) if f == fold}
+        return np.flatnonzero([f != fold and inside.isdisjoint(near) for f, near in zip(
+            self.fold, self._adjacent, strict=True)])
 
     def _set_cameras(self, cameras: Float32, ratio: Float64) -> None:
         """Rays and focal ratios, from (F, h, w, 2) and (F,) with NaN where a camera is unknown."""

@@ -45,6 +45,7 @@ class Moment(NamedTuple):
     time: float = 0.0  # seconds; counted from 0 where the source has no times
     sequence: int = 0
     name: str = ''
+    adjacent: tuple[int, ...] = ()  # sequences that end or begin where this one does, in time
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,6 +245,17 @@ def blocks(moments: Sequence[Moment]) -> list[int]:
         block[owner == number] = begun + np.arange(count) * pieces // count
         begun += pieces
     return [int(number) for number in block]
+
+
+def in_blocks(moments: Sequence[Moment]) -> list[Moment]:
+    """The same moments, whose sequences are now their `blocks`."""
+    owner = blocks(moments)
+    kin = {block: moment.sequence for block, moment in zip(owner, moments, strict=True)}
+    pieces = len(kin) > len(set(kin.values()))  # of sequences that were cut in time
+    return [moment._replace(sequence=block, adjacent=tuple(
+        other for other in (block - 1, block + 1)
+        if pieces and kin.get(other) == moment.sequence))
+        for block, moment in zip(owner, moments, strict=True)]
 
 
 def spread_evenly(count: int, most: int) -> list[int]:

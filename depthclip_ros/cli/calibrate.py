@@ -14,7 +14,7 @@ import numpy as np
 from ..calibrate.bags import open_recording
 from ..calibrate.checks import NOT_COMPARED, Comparison, Thumbnail, check, unit_doubt, views
 from ..calibrate.fit import fit
-from ..calibrate.recordings import Options, RecordingError, blocks, gather, spread_evenly
+from ..calibrate.recordings import Options, RecordingError, gather, in_blocks, spread_evenly
 from ..calibrate.report import contents, draw_examples
 from ..color import depth_scale
 from ..core.errors import ConfigError
@@ -189,11 +189,11 @@ def with_progress(doing: str, frames: Iterator[_T], count: int) -> Iterator[_T]:
 
 def _in_blocks(recording: Recording, positions: Sequence[int]) -> Iterator[Frame]:
     """Frames whose sequences are the blocks that are held out together."""
-    owner = blocks([recording.moments[p] for p in positions])
-    block = dict(zip(positions, owner, strict=True))
+    moments = dict(zip(positions, in_blocks([recording.moments[p] for p in positions]),
+                       strict=True))
     for position, frame in with_progress(
             'calibrating from', recording.read(positions), len(positions)):
-        yield replace(frame, moment=frame.moment._replace(sequence=block[position]))
+        yield replace(frame, moment=moments[position])
 
 
 def _depths(

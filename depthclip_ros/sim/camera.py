@@ -197,7 +197,7 @@ def trajectory(scene: Scene, seed: int, mount: Mount = Mount()) -> Trajectory:
     return Trajectory(
         center=(x, y, float(rng.uniform(*mount.height))),
         radius=float(min(0.6, room)),
-        yaw=_open_direction(scene, x, y, rng),
+        yaw=open_direction(scene, x, y, rng),
         yaw_swing=float(rng.uniform(0.2, 0.7)),
         pitch=float(rng.uniform(*mount.pitch)),
         pitch_swing=float(rng.uniform(0.0, 0.05)),
@@ -206,7 +206,7 @@ def trajectory(scene: Scene, seed: int, mount: Mount = Mount()) -> Trajectory:
         phase=float(rng.uniform(0.0, 2 * math.pi)))
 
 
-def _open_direction(scene: Scene, x: float, y: float, rng: np.random.Generator) -> float:
+def open_direction(scene: Scene, x: float, y: float, rng: np.random.Generator) -> float:
     """Of a few random directions the one with the farthest wall: one looks into a room."""
     candidates = [float(v) for v in rng.uniform(-math.pi, math.pi, 5)]
     return max(candidates, key=lambda yaw: _wall_distance(scene, x, y, yaw))

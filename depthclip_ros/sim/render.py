@@ -8,6 +8,7 @@ Rays have Z = 1 in the optical frame; hence the ray parameter of a hit is its Z-
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from .camera import RayGrid, SimCamera, ray_bands
-from .rooms import Box, Cylinder, Material, Primitive, Scene, Sphere
+from .rooms import Box, Cylinder, Material, Primitive, Scene, Sphere, Vector
 
 NEAR = 0.02  # metres: hits closer than this are behind or inside the lens
 TINY = 1e-7
+SHADOW_STEP = 4  # pixels between the rays that look for shadows
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ def render(scene: Scene, camera: SimCamera, pose: np.ndarray,
         depth.append(hits.depth)
         rgb.append(torch.stack(_shade(scene, grid, hits), dim=2))
     bright = torch.cat(rgb) * (255.0 * options.exposure)
+    if scene.light.occlusion:
+        bright *= (1.0 - scene.light.occlusion * _enclosed(torch.cat(depth)))[..., None]
     if options.noise > 0:
         rng = np.random.default_rng([options.seed, 11])
         noise = rng.standard_normal((camera.height, camera.width, 3), dtype=np.float32)
@@ -87,7 +91,10 @@ def _shade(scene: Scene, grid: RayGrid, hits: _Tracer) -> list[Tensor]:
     second = _second_color_share(a, b, width_a, width_b, look(5), look(6))
     fade = 1.0 / (1.0 + 4.0 * (width_a * width_a + width_b * width_b))
     cell = 1.0 + look(7) * fade * _cell_noise(a, row, hits.surface)
-    light = hits.shade * cell
+    if any(material.grain for material in materials):
+        cell = cell * _grain(hits, footprint, look(17), look(18), look(19))
+    lamp = scene.light.lamp
+    light = (hits.shade if lamp is None else _lamplight(scene, lamp, hits)) * cell
     planes = []
     for channel in range(3):
         color = look(8 + channel) + second * look(11 + channel)
@@ -104,7 +111,7 @@ def _row(material: Material) -> list[float]:
         float(material.checks > 0), float(material.checks == 2), material.variation,
         *material.color,
         *(b - a for a, b in zip(material.color, material.second_color, strict=True)),
-        *material.joint_color]
+        *material.joint_color, material.grain, *(1.0 / v for v in material.grain_size)]
 
 
 def _second_color_share(a: Tensor, b: Tensor, width_a: Tensor, width_b: Tensor, checks: Tensor,
@@ -148,6 +155,74 @@ def _cell_noise(a: Tensor, row: Tensor, surface: Tensor) -> Tensor:
     h = h + surface * 97531
     h = (h ^ (h >> 13)) * 1274126177
     return ((h >> 8) & 0xFFFF).to(torch.float32) * (2.0 / 65535.0) - 1.0
+
+
+def _grain(hits: _Tracer, footprint: Tensor, amount: Tensor, per_first: Tensor,
+           per_second: Tensor) -> Tensor:
+    """Brightness factor of smooth noise in three octaves, each faded where pixels are larger."""
+    total = torch.zeros_like(amount)
+    for octave, share in ((1.0, 0.5), (3.0, 0.3), (9.0, 0.2)):
+        a, b = hits.first * per_first * octave, hits.second * per_second * octave
+        width = footprint * torch.maximum(per_first, per_second) * octave
+        total += share / (1.0 + 4.0 * width * width) * _smooth_noise(a, b, hits.surface)
+    return (1.0 + amount * 2.0 * total).clamp_min_(0.0)
+
+
+def _smooth_noise(a: Tensor, b: Tensor, surface: Tensor) -> Tensor:
+    """-1..1: the cells' numbers, interpolated smoothly between the cells' corners."""
+    column, row = a.floor(), b.floor()
+    u, v = a - column, b - row
+    u, v = u * u * (3.0 - 2.0 * u), v * v * (3.0 - 2.0 * v)
+    low, high = (torch.lerp(_cell_noise(column, row + k, surface),
+                            _cell_noise(column + 1.0, row + k, surface), u) for k in (0.0, 1.0))
+    return torch.lerp(low, high, v)
+
+
+def _lamplight(scene: Scene, lamp: Vector, hits: _Tracer) -> Tensor:
+    """Brightness where one lamp makes the diffuse light: shadows, and its fading.
+
+    Shadows are found for every fourth pixel and interpolated, which makes their edges soft.
+    """
+    light, some = scene.light, np.s_[::SHADOW_STEP, ::SHADOW_STEP]
+    points = torch.stack([d[some] * hits.depth[some] + o
+                          for d, o in zip(hits.direction, hits.origin, strict=True)])
+    to_lamp = torch.tensor(lamp, dtype=torch.float32)[:, None, None] - points
+    fading = 1.0 / (1.0 + (to_lamp * to_lamp).sum(dim=0) / light.reach ** 2)
+    lit = fading * (1.0 - 0.8 * _shadow(scene.contents, points.flatten(1), to_lamp.flatten(1))
+                    .view(fading.shape))
+    lit = torch.nn.functional.interpolate(lit[None, None], hits.depth.shape, mode='bilinear')[0, 0]
+    return light.ambient + (hits.shade - light.ambient) * (2.0 * lit) + 0.3 * lit
+
+
+def _shadow(things: Sequence[Primitive], points: Tensor, to_lamp: Tensor) -> Tensor:
+    """(N,) 1 where a thing, taken for its box, is between (3, N) points and the lamp."""
+    solid = [(p, p.size if isinstance(p, Box) else
+              (2 * p.radius, 2 * p.radius, p.height if isinstance(p, Cylinder) else 2 * p.radius))
+             for p in things]
+    center, half = (torch.tensor(v, dtype=torch.float32)[..., None] for v in (
+        [p.center for p, _ in solid], [[0.5 * s for s in size] for _, size in solid]))
+    yaw = [p.yaw if isinstance(p, Box) else 0.0 for p, _ in solid]
+    c, s = (torch.tensor([f(v) for v in yaw], dtype=torch.float32)[:, None]
+            for f in (math.cos, math.sin))
+    near = torch.full((len(solid), points.shape[1]), 0.03)  # no thing shades the point it is at
+    far = torch.full_like(near, 0.97)
+    x, y, z = (points[k] - center[:, k] for k in range(3))
+    dx, dy, dz = (to_lamp[k] for k in range(3))
+    for k, (start, step) in enumerate(((c * x + s * y, c * dx + s * dy),
+                                       (c * y - s * x, c * dy - s * dx), (z, dz[None]))):
+        inverse = 1.0 / _nonzero(step)
+        one, two = (-half[:, k] - start) * inverse, (half[:, k] - start) * inverse
+        near = torch.maximum(near, torch.minimum(one, two))
+        far = torch.minimum(far, torch.maximum(one, two))
+    return (near < far).any(dim=0).to(torch.float32)
+
+
+def _enclosed(depth: Tensor) -> Tensor:
+    """(H, W) 0..1: how far a pixel lies behind its neighbourhood, as corners and gaps do."""
+    side = 2 * (depth.shape[1] // 32) + 1
+    mean = torch.nn.functional.avg_pool2d(depth[None], side, 1, side // 2,
+                                          count_include_pad=False)[0]
+    return ((depth - mean) / (0.15 * mean)).clamp_(0.0, 1.0)
 
 
 class _Tracer:

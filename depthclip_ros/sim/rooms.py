@@ -29,6 +29,7 @@ class Material:
     joint: width of the line between cells in metres (0: none).
     checks: 0 none, 1 stripes (alternate along the first axis), 2 checks (along both).
     variation: how much the brightness of one cell differs from the next, 0..1.
+    grain: how much the brightness varies within, 0..1, in spots of `grain_size` and finer ones.
     """
 
     color: Color
@@ -39,6 +40,8 @@ class Material:
     variation: float = 0.0
     second_color: Color = (0.5, 0.5, 0.5)
     joint_color: Color = (0.3, 0.3, 0.3)
+    grain: float = 0.0
+    grain_size: tuple[float, float] = (0.1, 0.1)
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,18 @@ class Light:
     """Shading by orientation: brightness = ambient + diffuse * max(0, normal . direction).
 
     There is no term in the distance from the camera, so brightness says nothing about depth.
+
+    lamp: where the diffuse light comes from; it casts shadows and fades with the distance from it,
+        to a half at `reach` metres. None: from everywhere alike.
+    occlusion: how much darker it is behind and beside things, 0..1.
     """
 
     direction: Vector = (0.3, 0.2, 0.93)
     ambient: float = 0.6
     diffuse: float = 0.4
+    lamp: Vector | None = None
+    reach: float = 4.0
+    occlusion: float = 0.0
 
     def shade(self, normal: Vector) -> float:
         """Brightness factor of a flat surface."""
