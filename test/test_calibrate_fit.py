@@ -280,6 +280,8 @@ def test_what_adjoins_a_held_out_piece_in_time_shapes_nothing_of_it_either(
         assert np.abs(after[name][far] - before[name][far]).max() > 1e-3
     rooms = in_blocks([Moment(float(i), i // 4) for i in range(20)])  # which adjoin none
     assert not any(moment.adjacent for moment in rooms)
+    drives = in_blocks([Moment(float(i), i // 10) for i in range(20)])
+    assert [drives[i].adjacent for i in (8, 10)] == [(3,), (6,)]
 
 
 def test_rays_are_those_of_the_cameras_that_are_known(estimator, pictures):

@@ -482,6 +482,16 @@ def test_axes_of_one_are_none(one, spread):
     assert read(path=path.with_suffix('.npy')).shape == (480, 640)
 
 
+def test_a_run_goes_on_with_the_same_predictions_only(world, dataset, tmp_path, capsys):
+    rival = predicted(tmp_path / 'rival', dataset, lambda true, _: 1.8 * true)
+    command = given(world, '--output', tmp_path / 'out', '--predictions', f'a={rival}')
+    assert cli.main(command) == 0
+    assert cli.main([*command, '--resume']) == 0
+    first = min(rival.iterdir())
+    np.save(first, np.load(first) + 0.01)
+    assert 'other rows' in fails(capsys, [*command, '--resume'])
+
+
 def test_names_that_are_no_utf8(world, dataset, tmp_path):
     """Of the data, the results and a method: the run ends as any other, and goes on."""
     data, output, rival = (tmp_path / os.fsdecode(name) for name in (
