@@ -131,7 +131,7 @@ class CalibratedDepth(PatchDepth):
 
         """
         calibration, about = self.calibration, self.calibration.about
-        if image_digest(image.pair.rgb) in about.images:
+        if about.images and image_digest(image.pair.rgb) in about.images:
             raise EvaluationError(
                 f'--calibration {self.file}: it was fitted to image {image.position} of the data '
                 'set (of those that are evaluated, counted from 0). Calibrate on a training '

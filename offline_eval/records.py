@@ -48,9 +48,15 @@ class Run(Struct, frozen=True, kw_only=True):
         """What this run, of then, does not have in common with that of now."""
         for name in self.__struct_fields__:
             then, now = getattr(self, name), getattr(other, name)
-            if then != now:
-                yield (f'{name}: {then} then, {now} now' if isinstance(then, str | int)
-                       and name not in ('data', 'weights') else f'other {name}')
+            if then == now:
+                continue
+            if isinstance(then, dict):
+                yield from (f'{key}: {then.get(key)} then, {now.get(key)} now'
+                            for key in sorted({*then, *now}) if then.get(key) != now.get(key))
+            elif isinstance(then, list) or name in ('data', 'weights'):  # too long to read
+                yield f'other {name}'
+            else:
+                yield f'{name}: {then} then, {now} now'
 
 
 def save_run(folder: Path, run: Run) -> None:

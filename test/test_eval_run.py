@@ -383,6 +383,10 @@ def test_resume_of_a_finished_run_and_of_another(world, undisturbed, tmp_path, c
     assert digits(again) == digits(load(undisturbed).summary)
     message = fails(capsys, *arguments(world, tmp_path, '--resume', folder, '--protocol', 'bts'))
     assert 'protocol: depthclip then, bts now' in message
+    message = fails(capsys, *arguments(
+        world, tmp_path, '--resume', folder, '--precision', 'bfloat16'))
+    assert 'precision: float32 then, bfloat16 now' in message
+    assert 'templates' not in message  # nor any other setting
     message = fails(capsys, *arguments(world, tmp_path / 'empty', '--resume'))
     assert 'no folder of an interrupted evaluation' in message
 
