@@ -10,7 +10,8 @@ import yaml
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from depthclip_ros.calibrate.recordings import Frame, Moment, resample, unproject
+from depthclip_ros.calibrate.recordings import Frame, Moment
+from depthclip_ros.calibrate.registration import resample, unproject
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
 from depthclip_ros.sim.formats import NANOSECONDS, START, _Messages, punch_holes
@@ -113,10 +114,15 @@ def write_folder(path, frames, *, npy=False, nested=False):
         else:
             stored = np.nan_to_num(1000 * frame.depth).clip(0, 65535).astype(np.uint16)
             cv2.imwrite(str(path / 'depth' / f'{name}.png'), stored)
-    model = frames[0].camera
+    write_camera(path / 'camera.yaml', frames[0].camera)
+    return path
+
+
+def write_camera(path, model):
+    """A calibration as `camera_calibration` writes it."""
     entries = {'camera_matrix': model.K, 'distortion_coefficients': np.zeros(5),
                'rectification_matrix': np.eye(3), 'projection_matrix': model.P}
-    (path / 'camera.yaml').write_text(yaml.safe_dump({
+    path.write_text(yaml.safe_dump({
         'image_width': model.width, 'image_height': model.height,
         'distortion_model': 'plumb_bob',
         **{name: {'data': values.ravel().tolist()} for name, values in entries.items()}}))

@@ -4,7 +4,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -14,7 +13,9 @@ from drives import SABOTAGE, camera_of_width, drive, sensed
 
 from depthclip_ros.calibrate.bags import open_recording
 from depthclip_ros.calibrate.checks import Comparison, Thumbnail, check, unit_doubt, views
-from depthclip_ros.calibrate.recordings import gather
+from depthclip_ros.calibrate.recordings import Options
+from depthclip_ros.calibrate.registration import gather
+from depthclip_ros.sources.camera_info import CameraCalibration
 
 KITCHEN = Path(__file__).parents[1] / '..' / 'shared' / 'field' / 'real' / 'kitchen'
 
@@ -62,13 +63,11 @@ def test_a_real_kinect_is_refused_until_its_depth_is_registered():
     refusal, = check([Thumbnail.of(frame) for frame in frames], timed=recording.timed)
     assert refusal.cause == 'not registered'
     assert 'enlarged 0.89 times' in refusal.message
-    height, width = frames[0].depth.shape
-    enlargement = np.diag([525 / 585, 525 / 585, 1.0])
-    enlargement[:2, 2] = (1 - 525 / 585) * np.array([width, height]) / 2
-    registered = [replace(frame, depth=cv2.warpPerspective(
-        frame.depth, enlargement, (width, height), flags=cv2.INTER_NEAREST,
-        borderValue=np.nan)) for frame in frames]
-    assert check([Thumbnail.of(frame) for frame in registered], timed=recording.timed) == []
+    assert '585' in refusal.message
+    registered = open_recording(KITCHEN, Options(depth_camera=CameraCalibration.pinhole(
+        640, 480, (585.0, 0.0, 320.0, 0.0, 585.0, 240.0, 0.0, 0.0, 1.0))))
+    frames = [frame for _, frame in registered.read(range(0, len(registered), 4))]
+    assert check([Thumbnail.of(frame) for frame in frames], timed=registered.timed) == []
 
 
 def test_views_are_counted(good):

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip('rosbags')
 
-from drives import BagWriter, camera_of_width, drive, write_drive, write_folder
+from drives import BagWriter, camera_of_width, drive, write_camera, write_drive, write_folder
 
 from depthclip_ros.calibrate.bags import depth_topic, open_recording, written_depth
 from depthclip_ros.calibrate.recordings import (
@@ -23,12 +23,13 @@ from depthclip_ros.calibrate.recordings import (
     blocks,
     moments_in_time,
     nearest_pairs,
-    resample,
     spread_evenly,
 )
+from depthclip_ros.calibrate.registration import resample
 from depthclip_ros.core.errors import DepthClipError
 from depthclip_ros.sim import SimCamera
 from depthclip_ros.sources.bag import BagTopic, camera_topics
+from depthclip_ros.sources.camera_info import CameraCalibration
 
 RGBD = Path(__file__).parents[1] / '..' / 'shared' / 'bags' / 'rgbd_raw'
 
@@ -98,7 +99,7 @@ def test_a_depth_camera_of_its_own_is_registered(tmp_path):
 
 
 def test_what_cannot_be_brought_onto_the_image(frames, tmp_path):
-    with pytest.raises(RecordingError, match='Record camera_info beside each'):
+    with pytest.raises(RecordingError, match='a camera_info is missing'):
         read(bag(tmp_path / '1', frames, own_info=camera_of_width(96), info=False))
     recording = bag(tmp_path / '2', frames, 'cloud', tf=False)
     assert read(recording) == []
@@ -511,6 +512,73 @@ def test_forms_of_floating_point(frames, tmp_path, suffix, write):
         (tmp_path / 'depth' / f'{number}.png').unlink()
         write(tmp_path / 'depth' / f'{number}{suffix}', frame.depth.astype(np.float32))
     same(read(open_recording(tmp_path)), frames)
+
+
+def with_other_depth(frames, camera):
+    """The frames with depth as another camera in the same place measures it, and that camera."""
+    other = drive(rooms=2, frames=8, camera=camera, seed=3)
+    return [replace(frame, depth=seen.depth) for frame, seen in zip(
+        frames, other, strict=True)], other[0].camera
+
+
+OTHER_CAMERAS = pytest.mark.parametrize('camera', [
+    SimCamera(96, 72, 91.0, 91.0, 46.0, 37.0),
+    SimCamera(120, 100, 60.0, 60.0, 59.5, 49.5)], ids=['longer', 'another shape'])
+
+
+@OTHER_CAMERAS
+@pytest.mark.parametrize('way', ['beside', 'option'])
+def test_depth_of_another_camera_comes_onto_the_images(frames, tmp_path, camera, way):
+    recorded, model = with_other_depth(frames, camera)
+    folder = write_folder(tmp_path / 'drive', recorded)
+    file = write_camera((folder if way == 'beside' else tmp_path) / 'depth_camera.yaml', model)
+    recording = open_recording(folder, Options(
+        depth_camera=None if way == 'beside' else CameraCalibration.from_yaml(file)))
+    note, = (note for note in recording.notes if 'in one place' in note)
+    assert '25 mm' in note
+    for frame, truth in zip(read(recording), frames, strict=True):
+        assert frame.depth.shape == truth.depth.shape
+        known = np.isfinite(frame.depth)
+        assert known.mean() > 0.3
+        ratio = frame.depth[known] / truth.depth[known]
+        assert np.median(np.abs(ratio - 1)) < 0.01
+        assert np.mean(np.abs(ratio - 1) < 0.05) > 0.9
+
+
+def test_depth_of_a_camera_of_the_same_view_stays_as_it_is(frames, tmp_path):
+    folder = write_folder(tmp_path, frames)
+    write_camera(folder / 'depth_camera.yaml', frames[0].camera)
+    recording = open_recording(folder)
+    same(read(recording), frames, 1e-3)
+    assert recording.notes == []
+
+
+def test_a_depth_camera_without_the_images_own_is_refused(frames, tmp_path):
+    folder = write_folder(tmp_path, frames)
+    (folder / 'camera.yaml').rename(folder / 'depth_camera.yaml')
+    with pytest.raises(RecordingError, match=r'camera\.yaml or with --camera-info'):
+        open_recording(folder)
+
+
+@OTHER_CAMERAS
+def test_the_depth_camera_of_a_bag_without_its_camera_info(frames, tmp_path, camera):
+    recorded, model = with_other_depth(frames, camera)
+    source = write_drive(tmp_path / 'bag', recorded, '16UC1')
+    file = write_camera(tmp_path / 'depth.yaml', model)
+    recording = open_recording(source, Options(
+        depth_camera=CameraCalibration.from_yaml(file)))
+    for frame, truth in zip(read(recording), frames, strict=True):
+        known = np.isfinite(frame.depth)
+        assert known.mean() > 0.3
+        assert np.median(np.abs(frame.depth[known] / truth.depth[known] - 1)) < 0.01
+        np.testing.assert_allclose(frame.camera.K, truth.camera.K)
+
+
+def test_a_depth_camera_of_a_cloud_is_refused(frames, tmp_path):
+    source = write_drive(tmp_path / 'bag', frames, 'cloud')
+    file = write_camera(tmp_path / 'depth.yaml', frames[0].camera)
+    with pytest.raises(RecordingError, match='PointCloud2'):
+        open_recording(source, Options(depth_camera=CameraCalibration.from_yaml(file)))
 
 
 def test_names_that_are_no_utf8(frames, tmp_path):

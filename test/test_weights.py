@@ -116,7 +116,8 @@ def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(server, tmp_pa
     elif fault == 'no folder':
         (tmp_path / 'cache').write_text('in the way')
     address = {'torn': f'{address}/TORN', 'no server': 'http://127.0.0.1:9'}.get(fault, address)
-    with pytest.raises(WeightsError, match=rf'{reason}.*depthclip fetch RN50.*cache_dir'):
+    remedies = 'depthclip fetch RN50.*cache_dir.*--weights demo'
+    with pytest.raises(WeightsError, match=rf'{reason}.*{remedies}'):
         fetch('RN50', tmp_path / 'cache', print, address)
     assert [path for path in (tmp_path / 'cache').rglob('*') if path.is_file()] == []
 
@@ -136,7 +137,8 @@ def test_names_and_files_that_are_none(release, tmp_path, tiny):
     (tmp_path / 'weights').mkdir()
     (tmp_path / 'weights' / release.file).write_bytes(b'not it')
     for weights, backbone, message in (
-            ({}, 'RN51', "backbone: 'RN51'"), ('', 'RN101', r'offline.*depthclip fetch RN101'),
+            ({}, 'RN51', "backbone: 'RN51'"),
+            ('', 'RN101', r'offline.*depthclip fetch RN101.*--weights demo'),
             ('', 'auto', r'auto.*Give weights: .*RN50'), ('', 'RN50', 'damaged'),
             (tiny, 'RN101', r"backbone is 'RN101'.*backbone: auto"),
             ('demo', 'RN101', r'config/demo\.yaml'), ('x' * 300, 'auto', 'File name too long'),

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core.camera import CameraModel, notices_of
-from ..core.errors import CameraInfoError, DataError, quoted
+from ..core.errors import DataError, quoted
 from ..core.files import user_path
 from ..core.transforms import TransformTree, frame_name
 from ..messages.depth import to_depth
@@ -61,8 +61,13 @@ from .recordings import (
     RecordingError,
     moments_in_time,
     nearest_pairs,
+)
+from .registration import (
+    REGISTER,
+    camera_of_size,
     of_same_view,
     rasterize,
+    same_view,
     unproject,
 )
 
@@ -72,8 +77,6 @@ if TYPE_CHECKING:
 
     from .recordings import Float32
 
-_GRID = 12, 16  # rows and columns at which two cameras are compared
-_SAME_VIEW = 0.01  # of the image's width, by which their pixels may lie apart
 _LATE_TRANSFORM = 0.1  # seconds that the last transform may be older than a message
 
 
@@ -113,8 +116,7 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
     images, depth = _topics_of(path, options)
     bag = _Bag(path, images.topic, depth, options)
     bag.survey()
-    bag.notes += bag.clipping.notes + notices_of(
-        bag.camera, bag.cameras.get(bag.depth_info))
+    bag.notes += bag.clipping.notes + notices_of(bag.camera, bag.depth_camera)
     # In the order of their stamps; a message is known by its place among those of its topic.
     order = [sorted(range(len(found)), key=found.__getitem__) for found in bag.stamps.values()]
     times = [[found[place] for place in places]
@@ -156,11 +158,29 @@ class _Bag:
         self.tree = TransformTree(most_entries=0)
         self.left_out, self.clipping = LeftOut(), Clipping()
         self.notes: list[str] = []
+        if options.depth_camera and not self.is_image:
+            raise RecordingError(
+                f'{path}: --depth-camera is for depth images, and {depth.name} is a '
+                f'{depth.type.rpartition("/")[2]}, which has none. Leave it away, or choose a '
+                'depth image with --depth TOPIC.')
+        self.other_depth_camera = options.depth_camera.model(
+            rectified=self.depth_rectified) if options.depth_camera else None
 
     @property
     def camera(self) -> CameraModel | None:
         """That of the images."""
         return self.options.camera or self.cameras.get(self.image_info)
+
+    @property
+    def depth_camera(self) -> CameraModel | None:
+        """That of depth images."""
+        return self.other_depth_camera or self.cameras.get(self.depth_info)
+
+    @property
+    def depth_rectified(self) -> bool:
+        """Whether depth images are rectified, as is said, or else by the topic's name."""
+        named = bool({'rect', 'rectified'} & {*re.split(r'[/_]', self.depth.name)})
+        return named if self.options.depth_rectified is None else self.options.depth_rectified
 
     def survey(self) -> None:
         """First pass: calibrations of both cameras, transforms, stamps, and where depth clips."""
@@ -194,10 +214,8 @@ class _Bag:
             for problem in self.tree.add_message(message, static=topic.endswith('tf_static')):
                 self.left_out[f'transform: {problem}'] += 1
             return
-        named = bool({'rect', 'rectified'} & {*re.split(r'[/_]', self.depth.name)})
-        rectified = self.options.rectified if topic != self.depth_info else \
-            named if self.options.depth_rectified is None else self.options.depth_rectified
-        self.cameras[topic] = CameraModel.from_info(message, rectified)
+        self.cameras[topic] = CameraModel.from_info(
+            message, self.depth_rectified if topic == self.depth_info else self.options.rectified)
 
     def find(self, positions: Sequence[int]) -> Iterator[tuple[int, Callable[[], Frame]]]:
         """Second pass; only what still waits for its partner is held, and not decoded."""
@@ -233,21 +251,20 @@ class _Bag:
     def _measured(self, message: Any, image: Any, height: int, width: int) -> Float32:
         """Depth on the image's pixels."""
         frame, target = (frame_name(m.header.frame_id) for m in (message, image))
-        camera, depth_camera = self.camera, self.cameras.get(self.depth_info)
+        camera, depth_camera = self.camera, self.depth_camera
         if self.is_image:
             depth = self.clipping.removed(self._metres(message))
             same_frame = frame == target or not (frame and target)
-            if same_frame and _same_view(depth_camera, camera):
+            if same_frame and same_view(depth_camera, camera):
                 return of_same_view(depth, height, width)
         if camera is None or (self.is_image and depth_camera is None):
             raise RecordingError(
                 f'{self.path}: depth of {self.depth.name} is in the frame {frame!r}, the image in '
                 f'{target!r}, and a camera_info is missing or unusable, so that it cannot be '
-                'brought onto the image. Record camera_info beside each of them, and /tf_static; '
-                "or give the image's with --camera-info, or record depth that is registered to "
-                'the image (aligned_depth_to_color).')
+                f'brought onto the image. {REGISTER}; of the image with --camera-info FILE.')
         if self.is_image and depth_camera is not None:
-            points = unproject(depth, self._of_size(depth_camera, depth))
+            points = unproject(depth, camera_of_size(
+                depth_camera, depth, self.depth_info, self.notes))
         else:
             points = (cloud_points if self.depth.type == POINT_CLOUD else scan_points)(message)
             points *= self.options.unit or 1.0
@@ -255,36 +272,6 @@ class _Bag:
             target, nanoseconds(image.header.stamp), frame, nanoseconds(message.header.stamp),
             tolerance=_LATE_TRANSFORM)
         return rasterize(transform.apply(points), camera)
-
-    def _of_size(self, camera: CameraModel, depth: Float32) -> CameraModel:
-        """The camera of a depth image; where its driver has made that smaller, it is scaled."""
-        height, width = depth.shape
-        if (width, height) == (camera.width, camera.height):
-            return camera
-        sizes = (f'{self.depth_info} is for {camera.width}x{camera.height} pixels, the depth '
-                 f'images have {width}x{height}')
-        if camera.width * height != camera.height * width:
-            raise CameraInfoError('size mismatch', (
-                f'{sizes}. Record the camera_info that belongs to them.'))
-        note = f'{sizes}: it is scaled to that. Let the driver do it.'
-        if note not in self.notes:
-            self.notes.append(note)
-        return camera.scaled(width, height)
-
-
-@lru_cache(maxsize=1)
-def _same_view(depth: CameraModel | None, image: CameraModel | None) -> bool:
-    """Whether two cameras in one place see the same, if in another number of pixels.
-
-    The rays of the image's pixels end in the same places of the depth image, lenses and all. Of a
-    camera that is unknown that is taken for granted.
-    """
-    if depth is None or image is None:
-        return True
-    u, v = image.centres(*_GRID)
-    places = depth.scaled(image.width, image.height).project(image.rays(u, v))
-    apart = np.abs(places - np.stack(np.broadcast_arrays(u, v), axis=-1)) / image.width
-    return bool(np.isfinite(apart).any() and np.nanmax(apart) <= _SAME_VIEW)
 
 
 def _topics_of(path: str | Path, options: Options) -> tuple[CameraTopics, BagTopic]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 
-from .recordings import gather
+from .registration import REGISTER, gather
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +46,13 @@ _BETTER = 1.3  # times, that another time or size must fit better than that of t
 _OFFSET = 0.08  # seconds; a robot at 0.5 m/s goes 4 cm
 # What depth is enlarged by to see whether it fits better; 6 % are as good as none.
 _ZOOMS = tuple(float(z) for z in np.geomspace(0.5, 2.0, 25) if abs(z - 1) > 0.06)
+# Focal lengths of usual pairs of an image's and a depth camera, in pixels of equally wide
+# pictures; their ratio is what depth has to be enlarged by. Sheets and drivers differ by some
+# percent.
+_PAIRS = (('a Kinect v1', 525.0, 585.0), ('an Orbbec Astra', 521.0, 573.0),
+          ('a RealSense D435 at 640x480', 616.0, 386.0),
+          ('a RealSense D435 at 1280x720', 920.0, 640.0))
+_LIKE_A_PAIR = 0.04  # difference of the logarithms, two thirds of a step of `_ZOOMS`
 # Units of 16-bit files that are usual beside millimetres, in parts of a metre: TUM's, others of
 # SLAM, Replica's, KITTI's, tenths of millimetres, centimetres. Depth that is larger or smaller
 # than what words say by one of these factors, within 15 %, is taken for that.
@@ -262,16 +269,23 @@ def _misfit(thumbnails: Sequence[Thumbnail], *, timed: bool) -> Refusal | None:
             'trigger) and record again.' if timed else
             f'Images fit the depth that comes {offset}: files of one name are not of one time, '
             'as where each sensor counts its own frames. Name them by their times.'))
-    for zoom in _ZOOMS:
-        enlarged = _by_lag(image, _enlarged(depth, zoom))
-        if _stands_out(enlarged, 0) and enlarged[0] > _BETTER * scores[0]:
-            return Refusal('not registered', (
-                f'Depth fits the image better when it is enlarged {zoom:.2g} times: it is of '
-                'another lens or focal length than the image. Record depth that is registered to '
-                'the image (aligned_depth_to_color), or in a bag its own camera_info and '
-                '/tf_static (a rectified depth image whose topic does not say so needs '
-                '--depth-rectified yes).'))
+    scored = [(_by_lag(image, _enlarged(depth, zoom)), zoom) for zoom in _ZOOMS]
+    enlarged, zoom = max(scored, key=lambda pair: float(pair[0][0]))
+    if _stands_out(enlarged, 0) and enlarged[0] > _BETTER * scores[0]:
+        return Refusal('not registered', (
+            f'Depth fits the image better when it is enlarged {zoom:.2g} times: it is of another '
+            f'lens or focal length than the image{_usual_pair(zoom)}. {REGISTER} (a rectified '
+            'depth image whose topic does not say so needs --depth-rectified yes).'))
     return None
+
+
+def _usual_pair(zoom: float) -> str:
+    """Say of which sensor the two focal lengths have that ratio, if one is usual."""
+    apart, name, image, depth = min(
+        (abs(math.log(zoom * depth / image)), name, image, depth) for name, image, depth in _PAIRS)
+    return '' if apart > _LIKE_A_PAIR else (
+        f', as of {name}, whose image has {image:g} pixels of focal length and whose depth has '
+        f'{depth:g}')
 
 
 def _movement(edges: Float32) -> Float32:

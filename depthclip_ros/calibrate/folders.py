@@ -29,9 +29,9 @@ from .recordings import (
     RecordingError,
     moments_in_time,
     nearest_pairs,
-    of_same_view,
     spread_evenly,
 )
+from .registration import camera_of_size, of_same_view, rasterize, same_view, unproject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -93,19 +93,20 @@ def files_mixed(path: Path) -> Files | None:
 
 
 def of_folder(path: Path, files: Files, options: Options) -> Recording:
-    """Images and depth maps of the same names, and `camera.yaml`.
+    """Images and depth maps of the same names, `camera.yaml`, and `depth_camera.yaml`.
+
+    The second is of another camera that measured depth: it is brought onto the images, as though
+    both cameras stood in one place.
 
     Folders below are sequences. Names that are times, as in TUM's data, are paired by time; where
     no name is the same, but the first number in it is, as in Redwood's data, that counts.
 
     Raises:
-        DepthClipError: no pairs, or a wrong camera.yaml.
+        DepthClipError: no pairs, or a wrong calibration.
 
     """
-    camera = options.camera
-    if camera is None and (path / 'camera.yaml').exists():
-        camera = CameraCalibration.from_yaml(path / 'camera.yaml').model(
-            rectified=options.rectified)
+    camera, depth_camera = _cameras(path, options)
+    notes: list[str] = []
     images, depths, described = files
     times = {name: time for name in (*images, *depths) if (time := _seconds(name)) is not None}
     timed = all(name in times for name in (*images, *depths))
@@ -141,14 +142,48 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
         depth = clipping.removed(metres(position))
         if camera is not None:
             camera.check_size(rgb.shape[1], rgb.shape[0])
-        return Frame(rgb, of_same_view(depth, *rgb.shape[:2]), camera, moments[position])
+        if camera is None or depth_camera is None or same_view(depth_camera, camera):
+            depth = of_same_view(depth, *rgb.shape[:2])
+        else:
+            depth = rasterize(unproject(depth, camera_of_size(
+                depth_camera, depth, 'The calibration of the depth camera', notes)), camera)
+        return Frame(rgb, depth, camera, moments[position])
 
+    notes += clipping.notes + notices_of(camera, depth_camera)
+    if camera and depth_camera and not same_view(depth_camera, camera):
+        notes.append(
+            'Depth is brought from its camera onto the images, as though both stood in one place. '
+            f'With 25 mm between them, edges at 1 m lie {0.025 * camera.K[0, 0]:.0f} pixels '
+            'aside: a bag with /tf_static knows better.')
     return Recording(
         str(path), described, moments, partial(_each, frame), LeftOut({
             'images without depth': len(images) - len(pairs),
             'depth without an image': len(depths) - len(pairs)}), timed,
-        notes=clipping.notes + notices_of(camera),
+        notes=notes,
         integers=any(depths[name].suffix.lower() not in depth_maps.ARRAYS for _, name in pairs))
+
+
+def _cameras(path: Path, options: Options) -> tuple[CameraModel | None, CameraModel | None]:
+    """Of the images, and of another camera that measured depth; None where nothing is known.
+
+    Raises:
+        DepthClipError: a calibration is none; or that of the depth camera is known alone.
+
+    """
+    camera, depth = options.camera, options.depth_camera
+    if camera is None and (path / 'camera.yaml').exists():
+        camera = CameraCalibration.from_yaml(path / 'camera.yaml').model(
+            rectified=options.rectified)
+    if depth is None and (path / 'depth_camera.yaml').exists():
+        depth = CameraCalibration.from_yaml(path / 'depth_camera.yaml')
+    if depth is None:
+        return camera, None
+    if camera is None:
+        raise RecordingError(
+            f'{path}: the depth camera is known, and the camera of the images is not, so that '
+            'depth cannot be brought onto them. Give its calibration in camera.yaml or with '
+            '--camera-info FILE.')
+    return camera, depth.model(rectified=bool(options.depth_rectified))
 
 
 def _by_name(folder: Path, paths: Iterable[Path], suffixes: Iterable[str]) -> dict[str, Path]:
@@ -232,6 +267,10 @@ def training_split(path: Path, options: Options) -> Recording:
     if data is None:
         raise RecordingError(f'{path}: this data set has no training split here, and the test '
                              'split must not be calibrated on.')
+    if options.depth_camera is not None:
+        raise RecordingError(
+            f'{path}: depth of {data.format} is on the pixels of its images already, and '
+            '--depth-camera is for folders and bags. Leave it away.')
     crop = PROTOCOLS.get(options.protocol)
     described = f'{data.format}, {data.split}' + (
         f', cropped as by protocol {crop.name}' if crop else '')

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.camera import CameraModel
-from ..core.errors import DataError, DepthClipError, ImageError
+from ..core.errors import DataError, DepthClipError
 from ..messages.depth import MILLIMETRES
+from ..sources.camera_info import CameraCalibration
 
 Float32 = NDArray[np.float32]
 
@@ -32,7 +33,6 @@ LIMIT_FRAMES = 64
 # Shares of the measured pixels that have exactly the largest value of all: of a sensor that clips
 # there 10 % and more, of others a millionth; where nearly all have it, nothing else was measured.
 _CLIPPED = 0.01, 0.9
-_ASPECT = 0.03  # by which aspect ratios of one view may differ: sizes are whole pixels
 
 
 class RecordingError(DepthClipError):
@@ -80,6 +80,7 @@ class Options:
         tolerance: largest difference of the times of an image and its depth [s].
         camera: of the images, instead of the recording's own.
         rectified: the images are rectified.
+        depth_camera: of depth images, instead of the recording's own.
         depth_rectified: depth images are; None: those are whose topic says so (`rect`).
         unit: what a stored unit of depth is, in metres; 0: as its encoding or file says.
         protocol: of a data set: what of its images is seen; '': all.
@@ -92,6 +93,7 @@ class Options:
     tolerance: float = 0.05
     camera: CameraModel | None = None
     rectified: bool = False
+    depth_camera: CameraCalibration | None = None
     depth_rectified: bool | None = None
     unit: float = 0.0
     protocol: str = ''
@@ -265,7 +267,7 @@ def spread_evenly(count: int, most: int) -> list[int]:
     return [int(p) for p in np.unique(np.round(np.linspace(0, count - 1, most)).astype(int))]
 
 
-# Pixels ------------------------------------------------------------------------------------------
+# Sensors -----------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -309,79 +311,3 @@ class Clipping:
                 f'{self.largest:.6g} m: the sensor clips there, and they count as not measured. '
                 'Let its driver say NaN or 0 instead (REP-118).')
         return [note] if self.share else []
-
-
-def of_same_view(depth: Float32, height: int, width: int) -> Float32:
-    """Depth in an image's number of pixels, if it can be of the same view.
-
-    Raises:
-        ImageError: 'aspect ratio': it would have to be stretched.
-
-    """
-    image_ratio, depth_ratio = width / height, depth.shape[1] / depth.shape[0]
-    if abs(math.log(depth_ratio / image_ratio)) <= _ASPECT:
-        return resample(depth, height, width)
-    turned = (depth_ratio - 1) * (image_ratio - 1) < 0
-    raise ImageError('aspect ratio', (
-        f'the image has {width}x{height} pixels (width over height {image_ratio:.3f}), its '
-        f'depth {depth.shape[1]}x{depth.shape[0]} ({depth_ratio:.3f}): '
-        + ('one of them lies on its side; turn it.' if turned else (
-            'they do not show the same view. Record depth that is registered to the image '
-            '(aligned_depth_to_color), or in a bag a camera_info for both; or cut them to the '
-            'same view.'))))
-
-
-def resample(depth: Float32, height: int, width: int) -> Float32:
-    """Depth of the same view in another number of pixels: that of the nearest.
-
-    Never a mean of two, which would lie between a thing and what is behind it.
-    """
-    if depth.shape == (height, width):
-        return depth
-    rows = ((np.arange(height) + 0.5) * depth.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * depth.shape[1] / width).astype(int)
-    return np.asarray(depth[rows[:, None], columns[None, :]])
-
-
-def gather(depth: Float32, height: int, width: int) -> Float32:
-    """Depth in a coarser grid: the nearest pixel's; of sparse depth the nearest point in each."""
-    known = np.isfinite(depth)
-    if known.mean() > 0.3 or depth.shape[0] <= height or depth.shape[1] <= width:
-        return resample(depth, height, width)
-    rows, columns = np.nonzero(known)
-    return _nearest(rows * height // depth.shape[0], columns * width // depth.shape[1],
-                    depth[rows, columns], height, width)
-
-
-def rasterize(points: NDArray[np.float64], camera: CameraModel) -> Float32:
-    """Depth of points in the image, the nearest where several fall on a pixel.
-
-    Args:
-        points: (N, 3) metres in the camera's optical frame.
-        camera: of the image.
-
-    Returns:
-        (H, W) float32 metres, NaN where no point falls.
-
-    """
-    columns, rows = np.rint(camera.project(points)).T
-    inside = (columns >= 0) & (columns < camera.width) & (rows >= 0) & (rows < camera.height)
-    return _nearest(rows[inside].astype(np.intp), columns[inside].astype(np.intp),
-                    points[inside, 2].astype(np.float32), camera.height, camera.width)
-
-
-def _nearest(
-    rows: NDArray[np.intp], columns: NDArray[np.intp], depth: Float32, height: int, width: int,
-) -> Float32:
-    """(height, width) of the least depth in every cell, NaN where there is none."""
-    grid = np.full((height, width), np.inf, np.float32)
-    np.minimum.at(grid, (rows, columns), depth)
-    grid[np.isinf(grid)] = np.nan
-    return grid
-
-
-def unproject(depth: Float32, camera: CameraModel) -> NDArray[np.float64]:
-    """Points (N, 3) of a depth image in its camera's optical frame."""
-    v, u = np.nonzero(np.isfinite(depth))
-    points = camera.rays(u, v) * depth[v, u, None].astype(np.float64)
-    return points[np.isfinite(points).all(axis=1)]

@@ -14,7 +14,8 @@ import numpy as np
 from ..calibrate.bags import open_recording
 from ..calibrate.checks import NOT_COMPARED, Comparison, Thumbnail, check, unit_doubt, views
 from ..calibrate.fit import fit
-from ..calibrate.recordings import Options, RecordingError, gather, in_blocks, spread_evenly
+from ..calibrate.recordings import Options, RecordingError, in_blocks, spread_evenly
+from ..calibrate.registration import gather
 from ..calibrate.report import contents, draw_examples
 from ..color import depth_scale
 from ..core.errors import ConfigError
@@ -162,7 +163,7 @@ def reading(options: argparse.Namespace, node: NodeConfig, said: str = '') -> Op
     """How a recording is to be read, by the options of the command line.
 
     Args:
-        options: `image`, `depth`, `camera_info`, `depth_unit`, `tolerance` and `protocol`.
+        options: those of `cli.main.recording`.
         node: for `rectified`, of the images.
         said: topic of depth that was not measured.
 
@@ -172,9 +173,11 @@ def reading(options: argparse.Namespace, node: NodeConfig, said: str = '') -> Op
     """
     camera = CameraCalibration.from_yaml(options.camera_info).model(
         rectified=node.rectified) if options.camera_info else None
+    depth_camera = CameraCalibration.from_yaml(options.depth_camera) \
+        if options.depth_camera else None
     depth_rectified = {'yes': True, 'no': False}.get(options.depth_rectified)
     return Options(options.image, options.depth, options.tolerance, camera, node.rectified,
-                   depth_rectified, options.depth_unit, options.protocol, said)
+                   depth_camera, depth_rectified, options.depth_unit, options.protocol, said)
 
 
 def with_progress(doing: str, frames: Iterator[_T], count: int) -> Iterator[_T]:

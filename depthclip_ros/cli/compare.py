@@ -11,14 +11,8 @@ import msgspec
 import numpy as np
 
 from ..calibrate.bags import open_recording, written_depth
-from ..calibrate.recordings import (
-    LeftOut,
-    Options,
-    RecordingError,
-    gather,
-    resample,
-    spread_evenly,
-)
+from ..calibrate.recordings import LeftOut, Options, RecordingError, spread_evenly
+from ..calibrate.registration import gather, resample
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..core.files import check_new, output_folder, printable, user_path

@@ -110,6 +110,9 @@ def recording(most: int) -> Group:
         text('--depth', 'TOPIC', 'depth image, PointCloud2 or LaserScan (default: what is there)'),
         option('--camera-info', metavar='YAML',
                help="calibration of the camera, instead of the recording's own"),
+        option('--depth-camera', metavar='YAML',
+               help='calibration of the camera that measured depth, where it is another one '
+               '(default: depth_camera.yaml of a folder, camera_info of a bag)'),
         option('--depth-rectified', choices=('auto', 'yes', 'no'), default='auto',
                help="whether a bag's depth images are rectified, so that P of their camera_info "
                'counts, not K and D (auto: where the topic says rect)'),

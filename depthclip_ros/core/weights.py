@@ -30,6 +30,8 @@ UNTRAINED = 'untrained'
 DEMO = 'demo'  # the small CLIP that comes with this package (docs/demo_model.md)
 OPEN_CLIP = 'open_clip:'  # what a backbone begins with that is one of open_clip's models
 DEMO_FILE = Path(__file__).parents[1] / 'models' / 'demo.pt'
+_AT_ONCE = ('What runs at once is --weights demo (of the node: weights: demo), a small model of '
+            'rendered rooms.')
 DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
 # Widths of the attention heads of models that are not OpenAI's: So400m, ViT-H, -g, -bigG, -e.
 _OTHER_HEADS = 72, 80, 88, 104, 112
@@ -122,7 +124,8 @@ def fetch(name: str, cache_dir: Path, log: Log = print, server: str = DOWNLOAD_S
     if offline:
         raise WeightsError(
             f'{name}: not in the cache ({target.parent}) and offline is set. Run '
-            f"'depthclip fetch {name}' while there is a network, or give weights: PATH.")
+            f"'depthclip fetch {name}' while there is a network, or give weights: PATH. "
+            f'{_AT_ONCE}')
     from tqdm import tqdm  # only needed here; comes with clip
     log(f'Downloading {name} from {url}')
     digest = hashlib.sha256()
@@ -141,7 +144,7 @@ def fetch(name: str, cache_dir: Path, log: Log = print, server: str = DOWNLOAD_S
             f'{name}: cannot be fetched from {url} into {target.parent}: {error}. Try again; or '
             f"on a machine with a network run 'depthclip fetch {name}' and copy the file to that "
             'folder, or give weights: PATH; or set cache_dir or $DEPTHCLIP_CACHE to a folder that '
-            'can be written and has room.') from error
+            f'can be written and has room. {_AT_ONCE}') from error
     return target
 
 

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth onto the pixels of an image: of the same view, of another camera, or of points."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.camera import CameraModel
+from ..core.errors import CameraInfoError, ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Float32 = NDArray[np.float32]
+
+#: What to do where depth is not on the image's pixels.
+REGISTER = (
+    'Record depth that is registered to the image (aligned_depth_to_color), or say which camera '
+    'measured it: in a bag by its camera_info and /tf_static, in a folder by depth_camera.yaml, '
+    'in either with --depth-camera FILE')
+_ASPECT = 0.03  # by which aspect ratios of one view may differ: sizes are whole pixels
+_GRID = 12, 16  # rows and columns at which two cameras are compared
+_SAME_VIEW = 0.01  # of the image's width, by which their pixels may lie apart
+
+
+@lru_cache(maxsize=1)
+def same_view(depth: CameraModel | None, image: CameraModel | None) -> bool:
+    """Whether two cameras in one place see the same, if in another number of pixels.
+
+    The rays of the image's pixels end in the same places of the depth image, lenses and all. Of a
+    camera that is unknown that is taken for granted.
+    """
+    if depth is None or image is None:
+        return True
+    u, v = image.centres(*_GRID)
+    places = depth.scaled(image.width, image.height).project(image.rays(u, v))
+    apart = np.abs(places - np.stack(np.broadcast_arrays(u, v), axis=-1)) / image.width
+    return bool(np.isfinite(apart).any() and np.nanmax(apart) <= _SAME_VIEW)
+
+
+def of_same_view(depth: Float32, height: int, width: int) -> Float32:
+    """Depth in an image's number of pixels, if it can be of the same view.
+
+    Raises:
+        ImageError: 'aspect ratio': it would have to be stretched.
+
+    """
+    image_ratio, depth_ratio = width / height, depth.shape[1] / depth.shape[0]
+    if abs(math.log(depth_ratio / image_ratio)) <= _ASPECT:
+        return resample(depth, height, width)
+    turned = (depth_ratio - 1) * (image_ratio - 1) < 0
+    raise ImageError('aspect ratio', (
+        f'the image has {width}x{height} pixels (width over height {image_ratio:.3f}), its '
+        f'depth {depth.shape[1]}x{depth.shape[0]} ({depth_ratio:.3f}): '
+        + ('one of them lies on its side; turn it.' if turned else (
+            f'they do not show the same view. {REGISTER}; or cut them to the same view.'))))
+
+
+def resample(depth: Float32, height: int, width: int) -> Float32:
+    """Depth of the same view in another number of pixels: that of the nearest.
+
+    Never a mean of two, which would lie between a thing and what is behind it.
+    """
+    if depth.shape == (height, width):
+        return depth
+    rows = ((np.arange(height) + 0.5) * depth.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * depth.shape[1] / width).astype(int)
+    return np.asarray(depth[rows[:, None], columns[None, :]])
+
+
+def gather(depth: Float32, height: int, width: int) -> Float32:
+    """Depth in a coarser grid: the nearest pixel's; of sparse depth the nearest point in each."""
+    known = np.isfinite(depth)
+    if known.mean() > 0.3 or depth.shape[0] <= height or depth.shape[1] <= width:
+        return resample(depth, height, width)
+    rows, columns = np.nonzero(known)
+    return _nearest(rows * height // depth.shape[0], columns * width // depth.shape[1],
+                    depth[rows, columns], height, width)
+
+
+def rasterize(points: NDArray[np.float64], camera: CameraModel) -> Float32:
+    """Depth of points in the image, the nearest where several fall on a pixel.
+
+    Args:
+        points: (N, 3) metres in the camera's optical frame.
+        camera: of the image.
+
+    Returns:
+        (H, W) float32 metres, NaN where no point falls.
+
+    """
+    columns, rows = np.rint(camera.project(points)).T
+    inside = (columns >= 0) & (columns < camera.width) & (rows >= 0) & (rows < camera.height)
+    return _nearest(rows[inside].astype(np.intp), columns[inside].astype(np.intp),
+                    points[inside, 2].astype(np.float32), camera.height, camera.width)
+
+
+def _nearest(
+    rows: NDArray[np.intp], columns: NDArray[np.intp], depth: Float32, height: int, width: int,
+) -> Float32:
+    """(height, width) of the least depth in every cell, NaN where there is none."""
+    grid = np.full((height, width), np.inf, np.float32)
+    np.minimum.at(grid, (rows, columns), depth)
+    grid[np.isinf(grid)] = np.nan
+    return grid
+
+
+def unproject(depth: Float32, camera: CameraModel) -> NDArray[np.float64]:
+    """Points (N, 3) of a depth image in its camera's optical frame."""
+    v, u = np.nonzero(np.isfinite(depth))
+    points = camera.rays(u, v) * depth[v, u, None].astype(np.float64)
+    return points[np.isfinite(points).all(axis=1)]
+
+
+def camera_of_size(
+    camera: CameraModel, depth: Float32, source: str, notes: list[str],
+) -> CameraModel:
+    """Give the camera of a depth image; where its driver has made that smaller, it is scaled.
+
+    Args:
+        camera: of depth images.
+        depth: (H, W), one of them.
+        source: of its calibration: a topic or a file.
+        notes: to which it is added, once, that it was scaled.
+
+    Raises:
+        CameraInfoError: of another aspect ratio ('size mismatch').
+
+    """
+    height, width = depth.shape
+    if (width, height) == (camera.width, camera.height):
+        return camera
+    sizes = (f'{source} is for {camera.width}x{camera.height} pixels, the depth images have '
+             f'{width}x{height}')
+    if camera.width * height != camera.height * width:
+        raise CameraInfoError('size mismatch', (
+            f'{sizes}. Give the calibration that belongs to them.'))
+    note = f'{sizes}: it is scaled to that. Let the driver do it.'
+    if note not in notes:
+        notes.append(note)
+    return camera.scaled(width, height)
