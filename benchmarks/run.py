@@ -28,6 +28,7 @@ BENCHMARKS = {
     'gpu': 'a GPU: batches, what crosses its bus, eight cameras at 30 Hz',
     'startup': "from the start of the node's process to its first depth; memory",
     'readouts': 'features and read-outs on rendered rooms: error and time',
+    'recordings': 'the demo model on recordings of real cameras: error and coverage',
 }
 
 

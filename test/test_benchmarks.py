@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +18,13 @@ pytest.importorskip('rclpy')
 import clip_standin
 import numpy as np
 import torch
+from drives import drive, write_camera, write_folder
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from benchmarks import estimator, graph, machine, readouts, report, rooms, run, timing
-from depthclip_ros.core import DepthConfig, engine
+from benchmarks import estimator, graph, machine, readouts, recordings, report, rooms, run, timing
+from depthclip_ros.core import DepthConfig, DepthEstimator, engine
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.projection import upsample
 from depthclip_ros.evaluation.metrics import named
@@ -37,9 +41,11 @@ QUICK = ('estimator',)  # others: nightly
     pytest.param(name, marks=() if name in QUICK else pytest.mark.nightly)
     for name in run.BENCHMARKS])
 def test_a_quick_run_leaves_a_record_and_its_table(tmp_path, name):
+    here = {recordings.VARIABLE: str(write_folder(tmp_path / 'drive', drive(rooms=5)))} \
+        if name == 'recordings' else {}
     done = subprocess.run(
         [sys.executable, 'benchmarks/run.py', name, '--quick', '--out', tmp_path / 'new'],
-        cwd=ROOT, check=False, capture_output=True, text=True)
+        cwd=ROOT, check=False, capture_output=True, text=True, env={**os.environ, **here})
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / 'new' / f'{name}.json').read_text())
     assert measured['date']
@@ -53,6 +59,25 @@ def test_a_quick_run_leaves_a_record_and_its_table(tmp_path, name):
     lines = [line for line in table.splitlines() if line.startswith('|')]
     tables = len({tuple(row) for row in measured['rows']})
     assert len(lines) == len(measured['rows']) + 2 * tables
+
+
+REAL = ROOT / '..' / 'shared' / 'field' / 'real'
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason='shared/field is not here')
+def test_a_real_kitchen_is_predicted_better_once_it_is_calibrated(tmp_path):
+    """The second half of a drive, from the first: better than all that sees no image."""
+    for part in ('rgb', 'depth'):
+        (tmp_path / part).symlink_to(REAL / 'kitchen' / part)
+    shutil.copy(REAL / 'kitchen' / 'camera.yaml', tmp_path)
+    depth_camera = CameraModel.pinhole(640, 480, 585, cx=320, cy=240)
+    write_camera(tmp_path / 'depth_camera.yaml', depth_camera)
+    demo = DepthEstimator(DepthConfig.from_yaml(ROOT / 'config/demo.yaml'), 'demo', 'cpu')
+    rows = recordings.of_recording(demo, str(tmp_path))
+    *others, calibrated = [row['rmse [m]'] for row in rows if 'what' in row]
+    assert calibrated < 0.95 * min(others)
+    coverage, = (row['coverage'] for row in rows if row.get('coverage of') == 'all')
+    assert 0.85 < coverage < 0.99
 
 
 def test_what_the_package_would_replace_is_not_measured(monkeypatch):
