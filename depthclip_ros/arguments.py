@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command lines of both programs: tables of options, what they share, and the values they read.
+"""Command lines of both programs: tables of options, shared options, and parsers of values.
 
-A value that is refused is named with what is expected.
-
-The standard library only: `depthclip doctor` must work where nothing else does.
+The error about a refused value says what is expected. This file imports the standard library
+only, since `depthclip doctor` must work where nothing else does.
 """
 
 from __future__ import annotations
@@ -16,36 +15,36 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    #: Its names as one text, and what `add_argument` of argparse is told of it.
+    #: The option's names as one text, and the keywords for `add_argument` of argparse.
     Argument = tuple[str, dict[str, Any]]
 
 # Tables -----------------------------------------------------------------------------------------
 
 
 class Group(NamedTuple):
-    """Arguments that are listed under a title; without one, of which one may be given."""
+    """Options listed under a title; without a title, options that exclude each other."""
 
     title: str
     options: tuple[Argument | Group, ...]
 
 
 def option(names: str, **about: Any) -> Argument:
-    """Write an argument as argparse does, but for the names, which are one text."""
+    """Describe an argument as for argparse, with its names as one text."""
     return names, about
 
 
 def text(names: str, metavar: str, meaning: str | None = None) -> Argument:
-    """An option that is a text, '' where it is not given."""
+    """Describe an option with a text, '' by default."""
     return names, {'default': '', 'metavar': metavar, 'help': meaning}
 
 
 def switch(names: str, meaning: str) -> Argument:
-    """An option that is there or is not."""
+    """Describe an option without a value."""
     return names, {'action': 'store_true', 'help': meaning}
 
 
 def add_options(parser: Any, options: Sequence[Argument | Group]) -> None:
-    """Add arguments of a table to a parser of argparse, or to a group of it."""
+    """Add the arguments of a table to a parser of argparse, or to one of its groups."""
     for part in options:
         if not isinstance(part, Group):
             parser.add_argument(*part[0].split(), **part[1])
@@ -55,7 +54,7 @@ def add_options(parser: Any, options: Sequence[Argument | Group]) -> None:
             add_options(parser.add_mutually_exclusive_group(), part.options)
 
 
-# What both programs have -------------------------------------------------------------------------
+# Options of both programs ------------------------------------------------------------------------
 
 MODEL = (
     option('--config', metavar='YAML', help='ROS parameter file (default: built in)'),
@@ -63,46 +62,48 @@ MODEL = (
          "'untrained' (meaningless depth)"),
     text('--device', 'DEVICE', 'auto, cpu, cuda or cuda:N'),
 )
-# Of depth, by names that OpenCV and matplotlib have. Equal steps look equal in the first.
+# Colour maps of depth, in OpenCV and matplotlib. Equal steps look equal in the first.
 COLORMAPS = ('viridis', 'cividis', 'turbo')
 PROTOCOLS = ('depthclip', 'bts', 'kitti')  # of `depthclip_ros.evaluation.protocol`
 
 # Values ------------------------------------------------------------------------------------------
 
-def _reader(kind: type, low: float, high: float, what: str) -> Callable[[str], Any]:
-    """What reads a number in a range, in which both ends count."""
-    def read(text: str) -> Any:
+def _number_parser(kind: type, low: float, high: float, expected: str) -> Callable[[str], Any]:
+    """Return a parser of numbers in a range that includes both ends."""
+    def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f'{text!r} is not {what}')
+            raise argparse.ArgumentTypeError(f'{text!r} is not {expected}')
         return value
-    return read
+    return parse
 
 
-positive = _reader(float, 1e-6, 1e6, 'a number greater than 0, and at most a million')
-not_negative = _reader(float, 0, 1e9, 'a number from 0 to a billion')
-to_a_kilometre = _reader(float, 0.1, 1000, 'a number of metres from 0.1 to 1000')
-whole = _reader(int, 0, math.inf, 'a whole number, 0 or more')
-count = _reader(int, 1, math.inf, 'a whole number, 1 or more')
+positive = _number_parser(float, 1e-6, 1e6, 'a number greater than 0, and at most a million')
+not_negative = _number_parser(float, 0, 1e9, 'a number from 0 to a billion')
+to_a_kilometre = _number_parser(float, 0.1, 1000, 'a number of metres from 0.1 to 1000')
+whole = _number_parser(int, 0, math.inf, 'a whole number, 0 or more')
+count = _number_parser(int, 1, math.inf, 'a whole number, 1 or more')
 
 
-def check_command(parser: argparse.ArgumentParser, given: list[str], known: Sequence[str]) -> None:
-    """End the process, as for any wrong usage, where the first word is no command."""
-    if given and not given[0].startswith('-') and given[0] not in known:
-        near = difflib.get_close_matches(given[0], known, 1) or [', '.join(known)]
-        parser.error(f'{given[0]!r} is no command; did you mean {near[0]}?')
+def check_command(
+    parser: argparse.ArgumentParser, words: list[str], commands: Sequence[str],
+) -> None:
+    """End the process with a usage error if the first word is no command."""
+    if words and not words[0].startswith('-') and words[0] not in commands:
+        suggestions = difflib.get_close_matches(words[0], commands, 1) or [', '.join(commands)]
+        parser.error(f'{words[0]!r} is no command; did you mean {suggestions[0]}?')
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Read positive numbers with commas between them."""
+    """Parse positive numbers, separated by commas."""
     return tuple(positive(part) for part in text.split(','))
 
 
 def interval(text: str) -> tuple[float, float]:
-    """Read two ascending positive numbers, as 'LOW,HIGH'."""
+    """Parse two ascending positive numbers, as 'LOW,HIGH'."""
     try:
         low, high = map(float, text.split(','))
     except ValueError:
@@ -114,7 +115,7 @@ def interval(text: str) -> tuple[float, float]:
 
 
 def point(text: str) -> tuple[float, float]:
-    """Read a pixel, as 'X,Y'."""
+    """Parse a pixel, as 'X,Y'."""
     try:
         x, y = (float(part) for part in text.split(','))
     except ValueError:

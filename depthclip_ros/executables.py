@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry points of the executables, which say in a sentence what this Python lacks.
+"""Entry points of the executables, which report a missing Python package in a sentence.
 
-The modules behind them import rclpy, torch or cv2, so that a fresh machine would answer with a
-traceback. This file imports the standard library only.
+The modules behind them import rclpy, torch or cv2, so that a fresh machine would give a traceback.
+This file imports the standard library only.
 """
 
 from __future__ import annotations
@@ -19,44 +19,43 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 PACKAGE = __package__ or 'depthclip_ros'
-INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells say of a process that either has ended
-# How the threads of OpenMP, torch's on a CPU, wait for their next piece of work: spinning for a
-# thirtieth of the time that is libgomp's default. On cores that other processes want, spinning
-# costs half of the speed; not to spin at all costs a tenth on an idle one (docs/performance.md).
+INTERRUPTED, BROKEN_PIPE = 130, 141  # exit codes of shells for a process that SIGINT, SIGPIPE end
+# OpenMP's threads, which torch uses on a CPU, spin for a thirtieth of libgomp's default before
+# they sleep. On cores that other processes need, spinning costs half of the speed; no spinning at
+# all costs a tenth on an idle machine (docs/performance.md).
 WAITING = {'GOMP_SPINCOUNT': '10000'}
-# What a user may have chosen instead, by whichever library of OpenMP.
+# Variables by which a user chooses this, of any OpenMP library.
 WAITING_BY_USER = ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME', 'KMP_LIBRARY')
 
 
-def wait_shortly() -> None:
-    """Let this process and those that it starts wait so, unless the user has chosen how.
+def limit_openmp_spinning() -> None:
+    """Limit OpenMP's spinning in this process and its children, unless the user has chosen it.
 
-    It counts only before torch is imported. Whoever imports this package as a library does not
-    come here.
+    It works only before torch is imported. Only executables call it, no user of the library.
     """
     if not any(name in os.environ for name in WAITING_BY_USER) and 'torch' not in sys.modules:
         os.environ.update(WAITING)
 
 
 def begin() -> None:
-    """What every executable begins with: how it waits, and that it can print any file's name.
+    """Prepare the process of an executable: OpenMP's spinning, and output of any file name.
 
     Bytes of a name that are no UTF-8 are escaped.
     """
-    wait_shortly()
+    limit_openmp_spinning()
     for stream in sys.stdout, sys.stderr:
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
 
 
 def waiting() -> str:
-    """What is chosen of it, such as 'GOMP_SPINCOUNT=10000'; '' for OpenMP's default."""
+    """Return OpenMP's settings, such as 'GOMP_SPINCOUNT=10000'; '' for its defaults."""
     return ' '.join(f'{name}={os.environ[name]}' for name in WAITING_BY_USER
                     if name in os.environ)
 
 
 def missing_package(error: ImportError) -> str:
-    """What to tell the user of a package that cannot be imported; '' for a fault of our own."""
+    """Return the error message for a package that cannot be imported; '' for one of our own."""
     if error.name is None or error.name.partition('.')[0] in (PACKAGE, 'offline_eval'):
         return ''
     return (f'the Python package {error.name!r} cannot be imported ({error}), in the Python of '
@@ -64,18 +63,21 @@ def missing_package(error: ImportError) -> str:
 
 
 def run(name: str, module: str, function: str = 'main') -> int:
-    """Run a function of a module of this package and end the process; gives the exit code.
+    """Run a function of a module of this package, and end the process with its exit code.
 
     Args:
-        name: of the executable.
-        module: within the package.
-        function: without arguments, gives the exit code or ends the process.
+        name: name of the executable.
+        module: name of the module in the package.
+        function: name of the function, which returns the exit code or ends the process.
+
+    Returns:
+        The exit code, if the process could not run the function.
 
     """
     begin()
     try:
-        status = int(getattr(_imported(module), function)())
-    except KeyboardInterrupt:  # before the function's own handlers were there
+        status = int(getattr(_import_module(module), function)())
+    except KeyboardInterrupt:  # before the function installed its handlers
         return INTERRUPTED
     except ImportError as error:
         reason = missing_package(error)
@@ -83,34 +85,34 @@ def run(name: str, module: str, function: str = 'main') -> int:
             raise
         sys.stderr.write(f'{name}: {reason}\n')
         return 1
-    _imported('node.process').end_process(status)
+    _import_module('node.process').end_process(status)
     return status
 
 
 def command(
     program: str, run: Callable[[list[str]], int], arguments: Sequence[str] | None = None,
 ) -> int:
-    """Run a command line, and say in a sentence what stops it.
+    """Run a command line, and report an error of this package in a sentence.
 
     Args:
-        program: its name.
-        run: is given the arguments, gives the exit code.
-        arguments: None: the process's own.
+        program: name of the program.
+        run: function from the arguments to the exit code.
+        arguments: the arguments; None: the process's own.
 
     Returns:
-        Exit code: of `run`; 1: an error of this package; 130: interrupted; 141: whoever read the
-        output, such as head, wants no more of it.
+        The exit code of `run`; 1: an error of this package; 130: interrupted; 141: the reader of
+        the output, such as head, has closed it.
 
     """
     begin()
-    given, status = list(sys.argv[1:] if arguments is None else arguments), 1
-    name = ' '.join([program, *(word for word in given[:1] if word[:1] not in '-./~')])
+    words, status = list(sys.argv[1:] if arguments is None else arguments), 1
+    name = ' '.join([program, *(word for word in words[:1] if word[:1] not in '-./~')])
     try:
         try:
-            return run(given)
+            return run(words)
         finally:
-            if sys.stdout:  # None where it was closed from the start
-                sys.stdout.flush()  # else a closed pipe is noticed when the process ends
+            if sys.stdout:  # None if it was closed from the start
+                sys.stdout.flush()  # else a closed pipe is noticed only at the process's end
     except KeyboardInterrupt as error:
         reason, status = '; '.join(filter(None, ('interrupted', str(error)))), INTERRUPTED
     except BrokenPipeError:
@@ -122,7 +124,7 @@ def command(
         if not reason:
             raise
     except Exception as error:
-        # Messages of our own errors are complete; none occurs where the core cannot be imported.
+        # Messages of our own errors are complete; none occurs if the core cannot be imported.
         errors = sys.modules.get(f'{PACKAGE}.core.errors')
         if errors is None or not isinstance(error, errors.DepthClipError):
             raise
@@ -131,18 +133,19 @@ def command(
     return status
 
 
-def _imported(module: str) -> ModuleType:
-    """Import it; an interrupt meanwhile ends the process, which has begun nothing yet.
+def _import_module(module: str) -> ModuleType:
+    """Import a module; an interrupt meanwhile ends the process, which has begun nothing yet.
 
-    The exception would come out of the middle of a library, which may make another one of it.
+    A KeyboardInterrupt would occur inside a library, which may turn it into another error.
     """
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
-    if ours:
+    # Else the signal is ignored.
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_default:
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     try:
         return importlib.import_module(f'{PACKAGE}.{module}')
     finally:
-        if ours:
+        if is_default:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

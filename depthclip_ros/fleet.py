@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work shared out to processes that each hold a model: this one, or several on Ray.
+"""Tasks for workers that each hold a model: this process, or several on Ray.
 
-Ray (`pip install ray`) starts the workers, places them on CPUs and GPUs, begins a
-dead one anew and repeats what it was at. Here is only what hands the work out.
+Ray (`pip install ray`) starts the workers, places them on CPUs and GPUs, restarts a dead one and
+repeats its task. This file only distributes the tasks.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable, Iterator
 
-    # Makes what works: a function that is called with the arguments of every task.
-    Make = Callable[[], Callable[..., Any]]
+    # Creates a worker's function, which is called with the arguments of every task.
+    WorkFactory = Callable[[], Callable[..., Any]]
     Task = tuple[Any, tuple[Any, ...]]
 
 LOCAL, AUTO = 'local', 'auto'
@@ -27,11 +27,11 @@ _STORE_BYTES = 128 << 20  # of Ray's store of objects: tasks and reports are sma
 
 
 class FleetError(DepthClipError):
-    """There are no workers, or Ray cannot be had; says what to do."""
+    """Ray is missing, cannot be reached, or is too small for a worker."""
 
 
 class Outcome(NamedTuple):
-    """What came of a task: its value, or why there is none."""
+    """Result of a task: its value, or the error ('' for none)."""
 
     key: Any
     value: Any
@@ -42,10 +42,11 @@ class Cluster(NamedTuple):
     """Where workers run.
 
     Attributes:
-        address: 'local': Ray is started on this machine, and ended. 'auto': the cluster that this
-            machine belongs to, or else as 'local'. Anything else: Ray's address of a cluster.
-        cpus: of each worker.
-        gpus: of each worker; parts of one are possible.
+        address: 'local': Ray is started on this machine, and stopped at the end. 'auto': the
+            cluster that this machine belongs to, or else as 'local'. Otherwise Ray's address of a
+            cluster.
+        cpus: CPUs of each worker.
+        gpus: GPUs of each worker, which may be a fraction.
         retries: how often a task is repeated whose worker died.
 
     """
@@ -57,59 +58,63 @@ class Cluster(NamedTuple):
 
 
 def cluster_of(options: argparse.Namespace) -> Cluster | None:
-    """Cluster of the command line; None without --ray."""
+    """Build the cluster of the command line; None without --ray."""
     return None if options.ray is None else Cluster(
         options.ray, options.cpus, options.gpus, options.retries)
 
 
-def share_out(make: Make, tasks: Iterable[Task], cluster: Cluster | None) -> Iterator[Outcome]:
-    """Do all tasks; one that fails stops no other.
+def run_tasks(
+    create_work: WorkFactory, tasks: Iterable[Task], cluster: Cluster | None,
+) -> Iterator[Outcome]:
+    """Run all tasks; the failure of one stops no other.
 
     Args:
-        make: called once in every worker; it is sent to those on Ray.
-        tasks: a key, by which the outcome is known again, and the arguments of each.
-        cluster: where; None: one after the other in this process.
+        create_work: creates a worker's function, once in every worker; it is sent to Ray's.
+        tasks: key of each task's outcome, and its arguments.
+        cluster: where the workers run; None: one task after the other in this process.
 
     Yields:
-        What came of each, in the order in which they end.
+        Outcomes in the order in which the tasks end.
 
     Raises:
         FleetError: Ray is missing, there is no such cluster, or it is too small for a worker.
-        DepthClipError: of `make`, in this process; on Ray it is the outcome of every task.
+        DepthClipError: of `create_work`, in this process; on Ray it is the outcome of every task.
 
     """
     if cluster is None:
-        work = make()
+        work = create_work()
         for key, arguments in tasks:
-            yield Outcome(key, *_outcome(partial(work, *arguments)))
+            yield Outcome(key, *_run_task(partial(work, *arguments)))
         return
-    ray = _connected(cluster)
+    ray = _connect(cluster)
     try:
-        yield from _on_ray(ray, make, deque(tasks), cluster)
+        yield from _run_on_ray(ray, create_work, deque(tasks), cluster)
     finally:
         ray.shutdown()
 
 
-def _on_ray(ray: Any, make: Make, queue: deque[Task], cluster: Cluster) -> Iterator[Outcome]:
-    """As many workers as there is room for; each gets a task whenever it has none."""
-    kind, each = ('GPU', cluster.gpus) if cluster.gpus else ('CPU', cluster.cpus)
-    there = ray.cluster_resources().get(kind, 0)
-    if there < each:
-        raise FleetError(f'A worker needs {each:g} {kind}, and Ray has {there:g}.')
+def _run_on_ray(
+    ray: Any, create_work: WorkFactory, queue: deque[Task], cluster: Cluster,
+) -> Iterator[Outcome]:
+    """Start as many workers as the cluster can hold; give each a task whenever it is idle."""
+    resource, required = ('GPU', cluster.gpus) if cluster.gpus else ('CPU', cluster.cpus)
+    available = ray.cluster_resources().get(resource, 0)
+    if available < required:
+        raise FleetError(f'A worker needs {required:g} {resource}, and Ray has {available:g}.')
     actor = ray.remote(_Worker).options(
         num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=-1,
         max_task_retries=cluster.retries)
-    idle = [actor.remote(make) for _ in range(min(int(there / each), len(queue)))]
+    idle = [actor.remote(create_work) for _ in range(min(int(available / required), len(queue)))]
     working: dict[Any, tuple[Any, Any]] = {}  # worker and key, by what ray.wait waits for
     while queue or working:
         while queue and idle:
             worker, (key, arguments) = idle.pop(), queue.popleft()
             working[worker.call.remote(arguments)] = worker, key
-        done = ray.wait(list(working), num_returns=1)[0][0]
-        worker, key = working.pop(done)
+        result_ref = ray.wait(list(working), num_returns=1)[0][0]
+        worker, key = working.pop(result_ref)
         idle.append(worker)
         try:
-            value, error = ray.get(done)
+            value, error = ray.get(result_ref)
         except ray.exceptions.RayError as failure:
             value, error = None, (
                 'Its worker died more often than --retries allows (was it short of memory?): '
@@ -118,31 +123,31 @@ def _on_ray(ray: Any, make: Make, queue: deque[Task], cluster: Cluster) -> Itera
 
 
 class _Worker:
-    """A process of Ray's. It makes what works when it is needed, after a restart anew."""
+    """A process of Ray. It creates its function for the first task, and again after a restart."""
 
-    def __init__(self, make: Make) -> None:
-        self._make = make
+    def __init__(self, create_work: WorkFactory) -> None:
+        self._create_work = create_work
         self._work: Callable[..., Any] | None = None
 
     def call(self, arguments: tuple[Any, ...]) -> tuple[Any, str]:
         def work() -> Any:
-            self._work = self._work or self._make()
+            self._work = self._work or self._create_work()
             return self._work(*arguments)
-        return _outcome(work)
+        return _run_task(work)
 
 
-def _connected(cluster: Cluster) -> Any:
-    """Ray; nothing is told to anybody, and no dashboard is opened, unless the user wants it."""
+def _connect(cluster: Cluster) -> Any:
+    """Connect to Ray or start it, by default without usage reports and dashboard."""
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     try:
         import ray
     except ImportError as error:
         raise FleetError("--ray needs the Python package ray: run 'pip install ray', or leave "
                          '--ray away.') from error
-    here = {'include_dashboard': False, 'object_store_memory': _STORE_BYTES}
+    local_options = {'include_dashboard': False, 'object_store_memory': _STORE_BYTES}
     try:
         ray.init(None if cluster.address == AUTO else cluster.address, log_to_driver=False,
-                 logging_level='WARNING', **(here if cluster.address == LOCAL else {}))
+                 logging_level='WARNING', **(local_options if cluster.address == LOCAL else {}))
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise FleetError(f'--ray {quoted(cluster.address)}: Ray cannot be reached or started '
                          f'there: {quoted(str(error), 300)}. "--ray local" needs no cluster.'
@@ -150,8 +155,8 @@ def _connected(cluster: Cluster) -> Any:
     return ray
 
 
-def _outcome(work: Callable[[], Any]) -> tuple[Any, str]:
-    """Value and error; errors of this package are sentences, others need their type."""
+def _run_task(work: Callable[[], Any]) -> tuple[Any, str]:
+    """Run a task; return value and error, with the type of errors of other packages."""
     try:
         return work(), ''
     except DepthClipError as error:

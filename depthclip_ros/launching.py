@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the arguments of depth.launch.py mean, as plain data. Needs neither ROS nor launch.
+"""From the arguments of depth.launch.py to a plan of plain data. Needs neither ROS nor launch.
 
-`ros2 launch` runs in the system's Python, which may lack torch and NumPy: nothing here imports
-them.
+`ros2 launch` runs in the system's Python, which may lack torch and NumPy, so that this file does
+not import them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
 NODE = 'depth_node'
-# In what launch_ros keeps PushRosNamespace, SetRemap and SetParameter around an include.
-AROUND = {'ros_namespace', 'ros_remaps', 'global_params'}
+# Launch configurations of launch_ros's PushRosNamespace, SetRemap and SetParameter.
+GROUP_CONFIGURATIONS = {'ros_namespace', 'ros_remaps', 'global_params'}
 
 
 @dataclasses.dataclass(frozen=True)
 class LaunchConfig(Settings):
-    """Arguments of the launch itself. Every setting of the node is one, too, by its name."""
+    """Arguments of the launch itself. Every setting of the node is an argument, too."""
 
     params_file: str = define('', (
         'ROS parameter file with all settings of the node; empty: config/depth.yaml of this '
@@ -80,81 +80,88 @@ MEANINGS = {name: describe(setting) + '; empty: as in params_file' * (
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to start."""
+    """The processes to start, and their settings."""
 
     launch: LaunchConfig
-    params_files: list[str]  # of the node; each has been read, and together they fit
-    parameters: dict[str, Any]  # of the node, over those of the files
+    params_files: list[str]  # of the node; all are read and checked together
+    parameters: dict[str, Any]  # of the node, which override the files
     remappings: list[tuple[str, str]]  # of the node's topics
-    topics: list[str]  # those that its cameras use instead of their own
-    names: list[str]  # of its cameras, which may be the files' own
-    notes: list[str]  # what to say at the start
+    topics: list[str]  # targets of the remappings of its cameras
+    names: list[str]  # of its cameras, which may come from the files
+    notes: list[str]  # to log at the start
 
 
-def plan(value: Mapping[str, str], namespace: str) -> Plan:
-    """Work out what the launch arguments mean.
+def plan_launch(texts: Mapping[str, str], namespace: str) -> Plan:
+    """Make the plan from the launch arguments.
 
     Args:
-        value: texts of the arguments by their names; '': not given.
-        namespace: of the node, fully resolved.
+        texts: texts of all arguments by name; '': not set.
+        namespace: namespace of the node, fully resolved.
 
     Raises:
-        DepthClipError: arguments that do not fit one another, the bag, or the parameter file; or
-            a file that is not there.
+        DepthClipError: arguments do not fit each other, the bag, or the parameter file; or a file
+            is missing.
 
     """
-    given = {name: _from_text(ARGUMENTS[name], text) for name, text in value.items() if text}
+    values = {name: _parse_argument(ARGUMENTS[name], text) for name, text in texts.items() if text}
     launch = LaunchConfig.from_dict({
-        name: given.pop(name) for name in LaunchConfig.names() if name in given})
-    if not value['required']:
+        name: values.pop(name) for name in LaunchConfig.names() if name in values})
+    if not texts['required']:
         launch = launch.replace(required=bool(launch.bag) and not launch.respawn)
     if launch.respawn and launch.required:
         raise ConfigError('respawn:=true and required:=true: a node that is started again does '
                           'not end anything; give one of them.')
-    # The demo weights know other words and another camera than OpenAI's.
-    usual = config_path(DEMO if given.get('weights') == DEMO else 'depth')
+    # The demo weights need other words and another camera than OpenAI's.
+    default_file = config_path(DEMO if values.get('weights') == DEMO else 'depth')
     files = [str(user_path(path))
-             for path in [launch.params_file or str(usual), *_split(launch.overlay)]]
-    parameters, names = _parameters(given, files, f'{namespace.rstrip("/")}/{NODE}')
-    cameras, notes = _cameras(launch, given.get('cameras', ['']))
+             for path in [launch.params_file or str(default_file), *_split_commas(launch.overlay)]]
+    parameters, names = _parameters(values, files, f'{namespace.rstrip("/")}/{NODE}')
+    cameras, notes = _camera_topics(launch, values.get('cameras', ['']))
     if len({camera.compressed for camera in cameras}) > 1:
         raise ConfigError(
             f'image:={",".join(camera.topic for camera in cameras)}: some are compressed and some '
             'are not. The node reads one kind: give raw topics only, or compressed ones only.')
-    if cameras[0].compressed and 'image_transport' not in given:
+    if cameras[0].compressed and 'image_transport' not in values:
         parameters['image_transport'] = 'compressed'
-    if launch.bag or value['use_sim_time']:
+    if launch.bag or texts['use_sim_time']:
         parameters['use_sim_time'] = launch.use_sim_time
     topics = [topic for camera in cameras for topic in (camera.topic, camera.camera_info) if topic]
     return Plan(launch, files, parameters, _remappings(cameras), topics, names, notes)
 
 
-def strangers(
-    given: Collection[str], typed: Collection[str], known: Collection[str], file: str,
+def unknown_arguments(
+    names: Collection[str], typed: Collection[str], argument_names: Collection[str], file: str,
 ) -> list[str]:
-    """What to say of launch configurations that are no arguments of a file.
+    """Return warnings about launch configurations that are no arguments of a launch file.
 
-    `given` are all but the file's own defaults, `typed` those of the command line. ConfigError
-    for a misspelt one that was typed; but a launch file that includes ours may have arguments of
-    its own: then there is only something to say.
+    Args:
+        names: all launch configurations, before the file's defaults.
+        typed: names on the command line.
+        argument_names: arguments of the file.
+        file: name of the file.
+
+    Raises:
+        ConfigError: a typed name is misspelt, and no other launch file, which may have arguments
+            of its own, includes this one.
+
     """
-    is_included, notes = not set(given) <= set(typed), list[str]()
-    for name in sorted(set(given) - set(known) - AROUND):
-        near = nearest(name, known)
-        said = f'{name}:= is no argument of {file}' + (
-            f"; did you mean '{near}'?" if near else ' and has no effect')
-        if near and not is_included:
-            raise ConfigError(said)
-        if not is_included or (near and name not in typed):
-            notes.append(said)
+    is_included, notes = not set(names) <= set(typed), list[str]()
+    for name in sorted(set(names) - set(argument_names) - GROUP_CONFIGURATIONS):
+        suggestion = nearest(name, argument_names)
+        notice = f'{name}:= is no argument of {file}' + (
+            f"; did you mean '{suggestion}'?" if suggestion else ' and has no effect')
+        if suggestion and not is_included:
+            raise ConfigError(notice)
+        if not is_included or (suggestion and name not in typed):
+            notes.append(notice)
     return notes
 
 
-def after(name: str, event: Any, context: Any, actions: list[Any]) -> list[Any]:
-    """What to do after a process has ended: nothing where everything ends.
+def actions_after_exit(name: str, event: Any, context: Any, actions: list[Any]) -> list[Any]:
+    """Return the actions after a process's end, or none while the whole launch shuts down.
 
-    A failure is told to the loop of the launch, so that `ros2 launch` returns 1 at its end; an
-    exception would end everything now.
+    A failure goes to the launch's event loop, so that `ros2 launch` returns 1 at its end; an
+    exception would end everything at once.
     """
     if context.is_shutdown:
         return []
@@ -165,21 +172,21 @@ def after(name: str, event: Any, context: Any, actions: list[Any]) -> list[Any]:
 
 
 def _parameters(
-    given: Mapping[str, Any], files: Sequence[str], node: str,
+    arguments: Mapping[str, Any], files: Sequence[str], node: str,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Settings of overlays and arguments, which fit the files; and the cameras' names.
+    """Merge overlays and arguments, check them with the files, and return also the cameras' names.
 
-    They are given to the node one by one, although it reads the files, too: to ROS, a section
-    with the node's name in params_file outweighs a `/**:` in an overlay.
+    The node gets each merged setting as a parameter, although it reads the files, too: in ROS, a
+    section with the node's name in params_file overrides a `/**:` in an overlay.
     """
-    both = read_config(files[0], node)
+    configs = read_config(files[0], node)
     changes: dict[str, Any] = {}
     for path in files[1:]:
         changes |= read_values(path, node)
-    changes |= given
+    changes |= arguments
     effective: dict[str, Any] = {}
     try:
-        for config in both:
+        for config in configs:
             effective |= config.replace(
                 **{name: changes[name] for name in config.names() if name in changes}).to_dict()
     except ConfigError as error:
@@ -193,7 +200,7 @@ def _parameters(
 
 
 def _check_file(name: str, path: str) -> None:
-    """ConfigError where no file is there; whether it is the right one, the node says."""
+    """Raise ConfigError if the file is missing; the node checks its content."""
     try:
         open_regular(user_path(path)).close()
     except OSError as error:
@@ -201,14 +208,14 @@ def _check_file(name: str, path: str) -> None:
                           'Give the path of a file that is there.') from error
 
 
-def _from_text(setting: dataclasses.Field[Any], text: str) -> Any:
-    """The value that a launch argument means; its type is checked by the settings."""
+def _parse_argument(setting: dataclasses.Field[Any], text: str) -> Any:
+    """Parse a launch argument; the settings check the value's type."""
     kind = str(setting.type)
     if kind == 'str':
         return text
     try:
         if kind.startswith('tuple') and not text.startswith('['):
-            return [part if 'str' in kind else read_value(part) for part in _split(text)]
+            return [part if 'str' in kind else read_value(part) for part in _split_commas(text)]
         value = read_value(text.lower() if kind == 'bool' else text)
     except ConfigError as error:
         raise ConfigError(f"{setting.name}:={text}: {error} Write a list as '[a, b]' or "
@@ -216,11 +223,11 @@ def _from_text(setting: dataclasses.Field[Any], text: str) -> Any:
     return bool(value) if kind == 'bool' and value in (0, 1) else value
 
 
-def _cameras(
+def _camera_topics(
     launch: LaunchConfig, names: Sequence[str],
 ) -> tuple[list[CameraTopics], list[str]]:
-    """The cameras with the topics of the arguments or of the bag, and what to say about them."""
-    images, infos = _split(launch.image), _split(launch.camera_info)
+    """Find the cameras' topics in the arguments or in the bag; return also notes to log."""
+    images, infos = _split_commas(launch.image), _split_commas(launch.camera_info)
     if launch.bag:
         cameras = cameras_of(bag_topics(launch.bag), names, images, infos,
                              choice='image:=TOPIC, or several with cameras:=NAME,NAME')
@@ -236,16 +243,16 @@ def _cameras(
 
 
 def _remappings(cameras: Sequence[CameraTopics]) -> list[tuple[str, str]]:
-    """From the cameras' own topics to those that they use instead."""
+    """List the remappings from the cameras' own topics to those of the arguments or the bag."""
     return [
-        (f'{camera.name}/{topic}' if camera.name else topic, other)
-        for camera in cameras for topic, other in (
+        (f'{camera.name}/{topic}' if camera.name else topic, target)
+        for camera in cameras for topic, target in (
             ('image', camera.image),
             ('image/compressed', camera.topic if camera.compressed else
              camera.image and f'{camera.image}/compressed'),
-            ('camera_info', camera.camera_info)) if other]
+            ('camera_info', camera.camera_info)) if target]
 
 
-def _split(text: str) -> list[str]:
-    """Parts between commas; none of ''."""
+def _split_commas(text: str) -> list[str]:
+    """Split a text at commas; '' has no parts."""
     return [part.strip() for part in text.split(',')] if text else []

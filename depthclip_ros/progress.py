@@ -10,30 +10,30 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-EVERY = 30.0  # seconds between two lines
+PERIOD = 30.0  # seconds between two lines in a log file
 _Item = TypeVar('_Item')
 
 
 def progress(
-    items: Iterable[_Item], what: str, total: int, unit: str = 'image',
+    items: Iterable[_Item], label: str, total: int, unit: str = 'image',
 ) -> Iterator[_Item]:
-    """Hand on items, of which there are `total`, and show how many there were."""
+    """Yield the items, of which there are `total`, and print how many are done."""
     if sys.stderr.isatty():
-        yield from tqdm(items, what, total, unit=unit, dynamic_ncols=True)
+        yield from tqdm(items, label, total, unit=unit, dynamic_ncols=True)
         return
-    say = now_and_then()
+    print_line = now_and_then()
     for number, item in enumerate(items, 1):
         yield item
-        say(f'{what}: {number} of {total} {unit}s')
+        print_line(f'{label}: {number} of {total} {unit}s')
 
 
 def now_and_then() -> Callable[[str], None]:
-    """Give what prints a line, unless one was printed shortly before."""
+    """Return a function that prints a line to stderr, at most one in each PERIOD."""
     last = time.monotonic()
 
-    def say(line: str) -> None:
+    def print_line(line: str) -> None:
         nonlocal last
-        if time.monotonic() - last > EVERY:
+        if time.monotonic() - last > PERIOD:
             last = time.monotonic()
             sys.stderr.write(f'{line}\n')
-    return say
+    return print_line

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start sim_camera, depth_node on the demo weights, and RViz: no camera, no network is needed.
+"""Start sim_camera, depth_node with the demo weights, and RViz, without a camera or the internet.
 
-An empty argument means: sim_camera's own default. The arguments of depth.launch.py that are not
-declared here are passed on to it all the same.
+An empty argument means sim_camera's default. Arguments of depth.launch.py that are not declared
+here are passed on to it, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from launch.actions import (
 from launch_ros.actions import Node
 
 from depthclip_ros.core.parameter_file import read_value
-from depthclip_ros.launching import MEANINGS, after, strangers
+from depthclip_ros.launching import MEANINGS, actions_after_exit, unknown_arguments
 from depthclip_ros.resources import config_path, share_dir
 
 PACKAGE = 'depthclip_ros'
@@ -41,7 +41,7 @@ SIM_ARGUMENTS = {
 
 
 def generate_launch_description() -> LaunchDescription:
-    """sim_camera, and depth.launch.py with what is given to this file."""
+    """Start sim_camera, and include depth.launch.py with this file's arguments."""
     passed_on = {'params_file': str(config_path('demo')), 'namespace': '', 'required': 'true',
                  'rviz': str(HAS_RVIZ).lower()}
     return LaunchDescription([
@@ -57,35 +57,35 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def _check(context: LaunchContext) -> list[Action]:
-    """No misspelt arguments, and no other cameras, whose images would be mixed with these."""
-    given = context.launch_configurations
+    """Refuse misspelt arguments, and other cameras, whose images would mix with these."""
+    arguments = context.launch_configurations
     for name in ('bag', 'image', 'camera_info'):
-        if given.get(name):
+        if arguments.get(name):
             raise RuntimeError(
-                f'{name}:={given[name]}: the demo shows the rooms of its own camera. For others: '
-                f'ros2 launch {PACKAGE} depth.launch.py {name}:={given[name]}')
+                f'{name}:={arguments[name]}: the demo shows the rooms of its own camera. For '
+                f'others: ros2 launch {PACKAGE} depth.launch.py {name}:={arguments[name]}')
     typed = [text.partition(':=')[0] for text in context.argv]
-    notes = strangers(given, typed, {*SIM_ARGUMENTS, *MEANINGS}, 'demo.launch.py')
-    if not HAS_RVIZ and 'rviz' not in given:
+    notes = unknown_arguments(arguments, typed, {*SIM_ARGUMENTS, *MEANINGS}, 'demo.launch.py')
+    if not HAS_RVIZ and 'rviz' not in arguments:
         notes.append('rviz2 is not installed here: look at depth/image_color in another viewer')
     return [LogInfo(msg=note) for note in notes]
 
 
 def _actions(context: LaunchContext) -> list[Action]:
-    """Node and camera; all of several cameras are in the frame world.
+    """Start node and camera; several cameras have the frame world in common.
 
-    The camera comes last, when nothing can be refused: at an error launch ends at once, and leaves
-    behind what it has begun to start.
+    The camera comes last, after all checks: at an error launch ends at once, and leaves processes
+    behind that it has begun to start.
     """
-    given = context.launch_configurations
-    parameters = {name: read_value(given[name]) for name in SIM_ARGUMENTS if given[name]}
+    arguments = context.launch_configurations
+    parameters = {name: read_value(arguments[name]) for name in SIM_ARGUMENTS if arguments[name]}
     if 'cameras' in parameters:
-        parameters['cameras'] = [name.strip() for name in given['cameras'].split(',')]
-    frame = given.get('fixed_frame') or ('world' if given['cameras'] else '')
+        parameters['cameras'] = [name.strip() for name in arguments['cameras'].split(',')]
+    frame = arguments.get('fixed_frame') or ('world' if arguments['cameras'] else '')
     camera = Node(
         package=PACKAGE, executable='sim_camera', name='sim_camera',
-        namespace=given['namespace'], parameters=[parameters] if parameters else [],
-        output='screen', on_exit=lambda event, context: after(
+        namespace=arguments['namespace'], parameters=[parameters] if parameters else [],
+        output='screen', on_exit=lambda event, context: actions_after_exit(
             'sim_camera', event, context, [Shutdown(reason='sim_camera has ended')]))
     return [SetLaunchConfiguration('fixed_frame', frame), IncludeLaunchDescription(
         str(share_dir() / 'launch' / 'depth.launch.py')), camera]

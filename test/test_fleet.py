@@ -24,7 +24,7 @@ from depthclip_ros.bags.fleet import MANIFEST, BagFile, find_bags
 from depthclip_ros.cli.main import main
 from depthclip_ros.core.engine import use_threads
 from depthclip_ros.core.errors import BagError, DepthClipError
-from depthclip_ros.fleet import share_out
+from depthclip_ros.fleet import run_tasks
 
 ROOT = Path(__file__).parents[1]
 NAMES = ['b1', 'b2', 'b3', 'b4', 'b5', 'deeper/b0']
@@ -151,7 +151,7 @@ def test_whatever_a_task_raises_stops_no_other():
                 raise DepthClipError('A sentence.')
             return 1 // (number - 2)
         return do
-    assert list(share_out(make, [(n, (n,)) for n in range(4)], None)) == [
+    assert list(run_tasks(make, [(n, (n,)) for n in range(4)], None)) == [
         (0, -1, ''), (1, None, 'A sentence.'),
         (2, None, 'ZeroDivisionError: integer division or modulo by zero'), (3, 1, '')]
 

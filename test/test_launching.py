@@ -23,7 +23,7 @@ ARGUMENTS = {**dict.fromkeys(launching.ARGUMENTS, ''),
 
 
 def make_plan(namespace='/', **arguments):
-    return launching.plan({**ARGUMENTS, **arguments}, namespace)
+    return launching.plan_launch({**ARGUMENTS, **arguments}, namespace)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ KNOWN = ['weights', 'image', 'cameras', 'bag']
 
 
 def strangers(given, typed):
-    return launching.strangers(given, typed, KNOWN, 'depth.launch.py')
+    return launching.unknown_arguments(given, typed, KNOWN, 'depth.launch.py')
 
 
 def test_a_misspelt_argument_is_refused_before_anything_starts():
@@ -165,7 +165,7 @@ def test_a_misspelt_argument_is_refused_before_anything_starts():
 
 def test_what_stands_around_an_include_is_no_argument():
     for name in ('ros_namespace', 'ros_remaps', 'global_params'):
-        assert launching.strangers(
+        assert launching.unknown_arguments(
             ['bag', name], ['bag'], launching.ARGUMENTS, 'depth.launch.py') == []
 
 
@@ -189,7 +189,7 @@ def test_a_failure_is_told_to_the_loop_of_the_launch_and_ends_nothing():
     loop, told = asyncio.new_event_loop(), []
     loop.set_exception_handler(lambda _, context: told.append(context['message']))
     for code, is_shutdown, actions in ((0, False, ['end']), (-9, False, ['end']), (-9, True, [])):
-        assert launching.after(
+        assert launching.actions_after_exit(
             'depth_node', SimpleNamespace(returncode=code),
             SimpleNamespace(is_shutdown=is_shutdown, asyncio_loop=loop), ['end']) == actions
     loop.close()
@@ -225,8 +225,8 @@ def test_nothing_of_pip_is_needed(bag):
     code = ('import sys\n'
             'for name in ("torch", "numpy", "cv2", "clip", "rosbags", "rclpy"):\n'
             '    sys.modules[name] = None\n'
-            'from depthclip_ros.launching import plan\n'
-            f'print(plan({({**ARGUMENTS, "bag": path})!r}, "/").topics)')
+            'from depthclip_ros.launching import plan_launch\n'
+            f'print(plan_launch({({**ARGUMENTS, "bag": path})!r}, "/").topics)')
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False,
                           capture_output=True, text=True)
     assert '/cam/image' in done.stdout, done.stderr

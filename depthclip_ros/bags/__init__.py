@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags in, bags with depth out. Needs no ROS."""
+"""Conversion of bags to bags with depth. Needs no ROS."""
 
 from ..core.errors import BagError
 from .convert import convert, is_done

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bag, and its images' depth beside them in another one: decode, predict, encode."""
+"""Conversion of a bag to a new one with the depth of its images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..core.errors import BagError, DataError, first_of
 from ..core.files import user_path
 from ..messages.anchors import TF, TF_STATIC, Sensors, needs_transforms, unusual_scale
 from ..messages.depth import depth_values
-from ..messages.frame import Stream, predict
+from ..messages.frame import CameraContext, predict
 from ..messages.outputs import OUTPUT_DEPTH, OUTPUTS
 from ..messages.types import COMPRESSED_IMAGE, cause_of
 from ..sources.bag import (
@@ -33,7 +33,7 @@ from ..sources.bag import (
     language_depth_topics,
 )
 from ..sources.metadata import latched_history
-from .messages import make, output_channel, read, write
+from .messages import create_message, deserialize, output_channel, serialize
 from .options import COMPRESSED_DEPTH, Options, Report, anchor_topic, cameras_of
 from .writer import BagWriter
 
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
 
     Progress = Callable[[float, int], None]
 
-PARTIAL = '.partial'  # behind the name of a bag that is being made
-_MADE_OF = 'depthclip_made_of'  # in the output's metadata
-_TOGETHER = NANOSECONDS // 20  # images of several cameras so near to each other are one batch
-_MOST_FAILURES = 5  # of the network, one after the other
-_PROGRESS = 0.1  # seconds between two reports of it
+PARTIAL = '.partial'  # suffix of the folder of an unfinished bag
+_FINGERPRINT_KEY = 'depthclip_made_of'  # in the output's metadata
+_BATCH_WINDOW = NANOSECONDS // 20  # between the images of several cameras in one batch
+_MAX_FAILURES = 5  # of the network, in a row
+_PROGRESS_PERIOD = 0.1  # seconds between two reports of progress
 
 
 def convert(
@@ -62,41 +62,41 @@ def convert(
     options: Options | None = None, *, resume: bool = False,
     progress: Progress | None = None, log: Callable[[str], None] | None = None,
 ) -> Report:
-    """Write a bag that holds all of another one and its images' depth.
+    """Write a bag that holds all messages of another one and the depth of its images.
 
     Args:
-        source: bag folder, or a lone .mcap or .db3 file.
+        source: bag folder, or a single .mcap or .db3 file.
         output: folder of the new bag; it gets that name when it is complete.
-        estimator: what predicts, or what gives that; it is asked before anything is written.
-        options: what to convert.
-        resume: whether what an earlier run has left unfinished may be made again.
-        progress: told now and then which share is done, and of how many images.
-        log: told what is worth a line, in sentences.
+        estimator: the estimator, or a function that loads it before anything is written.
+        options: topics, cameras, times and settings of the conversion.
+        resume: replace the unfinished output of an earlier run.
+        progress: called now and then with the fraction done and the number of depth images.
+        log: called with sentences for the log.
 
     Raises:
-        BagError: the source cannot be read, the output is there already or cannot be written, the
-            options do not fit the bag, or the network fails on every image.
+        BagError: the source cannot be read, the output exists or cannot be written, the options
+            do not fit the bag, or the network fails on every image.
 
     """
-    started, options = time.perf_counter(), options or Options()
+    start_time, options = time.perf_counter(), options or Options()
     output = _user_path(output)
     partial = output.with_name(output.name + PARTIAL)
     if output.exists() or output.is_symlink():
         raise BagError(f'{output} is there already, and not overwritten. Choose another place '
                        'with -o.')
-    if others := sorted({path.name for path in partial.glob('*')} - {output.name}):
-        raise BagError(f'{partial} holds {first_of(others)}, which is no unfinished bag. Move it, '
-                       'or choose another place with -o.')
+    if foreign_files := sorted({path.name for path in partial.glob('*')} - {output.name}):
+        raise BagError(f'{partial} holds {first_of(foreign_files)}, which is no unfinished bag. '
+                       'Move it, or choose another place with -o.')
     if partial.exists() and not resume:
         raise BagError(f'{partial} is there: another run is at work there, or was stopped. If it '
                        'was stopped, make the bag again with --resume.')
     with Bag(source) as bag:
         conversion = _Conversion(bag, output, options, log or (lambda _: None))
-        loaded = estimator() if callable(estimator) else estimator
+        model = estimator() if callable(estimator) else estimator
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            conversion.run(partial / output.name, loaded, progress or (lambda *_: None))
+            conversion.run(partial / output.name, model, progress or (lambda *_: None))
             (partial / output.name).rename(output)
         except (OSError, sqlite3.Error) as error:
             raise BagError(f'{output} cannot be written: {error}. Make room, or whatever it '
@@ -104,34 +104,35 @@ def convert(
                            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    conversion.report.seconds = time.perf_counter() - started
+    conversion.report.seconds = time.perf_counter() - start_time
     return conversion.report
 
 
 def is_done(source: Path, output: Path, config: DepthConfig, options: Options) -> bool:
-    """Whether the output is there, of the very source that is there now and the same settings.
+    """Return whether the output exists, made of the same source with the same settings.
 
     Raises:
-        BagError: something else is there.
+        BagError: it was made of another source or with other settings.
 
     """
     output = _user_path(output)
     if not output.exists():
         return False
-    if custom_data(output).get(_MADE_OF) != _made_of(checked_path(source), config, options):
+    fingerprint = _fingerprint(checked_path(source), config, options)
+    if custom_data(output).get(_FINGERPRINT_KEY) != fingerprint:
         raise BagError(f'{output} is there, and was made of another bag or with other settings. '
                        'Remove it, or choose another place with -o.')
     return True
 
 
-def _made_of(source: Path, config: DepthConfig, options: Options) -> str:
-    """Hash of what a converted bag follows from; the machine may be another one."""
+def _fingerprint(source: Path, config: DepthConfig, options: Options) -> str:
+    """Hash the source's files and all settings, but those of the machine."""
     files = sorted(source.rglob('*')) if source.is_dir() else [source]
-    about = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    asked = dataclasses.asdict(options)
+    files_state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    settings = dataclasses.asdict(options)
     for machine in ('device', 'cache_dir', 'offline', 'num_threads'):
-        del asked['node'][machine]
-    text = json.dumps([about, config.to_dict(), asked], sort_keys=True, default=str)
+        del settings['node'][machine]
+    text = json.dumps([files_state, config.to_dict(), settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -144,59 +145,60 @@ def _user_path(path: Path) -> Path:
 
 @dataclasses.dataclass(eq=False)
 class _Camera:
-    """A camera of the bag, and what its next image is answered with."""
+    """A camera of the bag, and the state that its next image is predicted with."""
 
     plan: BagCamera
-    stream: Stream
-    seen: int = 0
-    slot: int = -1  # of the rate, in which an image had depth
+    context: CameraContext
+    image_count: int = 0
+    slot: int = -1  # period of `rate` of the last image
 
 
 class _Conversion:
-    """One bag, from the first message to the last."""
+    """The conversion of one bag."""
 
     def __init__(
         self, bag: Bag, output: Path, options: Options, log: Callable[[str], None],
     ) -> None:
-        """Find out what to read and what to write."""
+        """Choose the topics to read and to write, and read the bag once as a check."""
         self._bag, self._options, self._log = bag, options, log
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         plans = cameras_of(bag.topics, options)
-        self._written = language_depth_topics(bag)  # by an earlier run, or the node
-        anchored = anchor_topic(
-            [topic for topic in bag.topics if topic.name not in self._written], plans, options)
+        self._depth_topics = language_depth_topics(bag)  # of an earlier run, or of the node
+        sensor_topic = anchor_topic([
+            topic for topic in bag.topics if topic.name not in self._depth_topics], plans, options)
         kinds = {topic.name: topic.type for topic in bag.topics}
         self.report = Report(str(bag.path), str(output), plans)
-        sensors = Sensors(options.node, anchored, read, kinds.get(anchored, '')) \
+        sensors = Sensors(options.node, sensor_topic, deserialize, kinds.get(sensor_topic, '')) \
             if options.node.anchor else None
-        self._cameras = {plan.image: _Camera(plan, Stream(
-            read, options.node, sensors, kinds[plan.image])) for plan in plans}
-        self._feeds: dict[str, list[Callable[[bytes], None]]] = {}  # by topic
+        self._cameras = {plan.image: _Camera(plan, CameraContext(
+            deserialize, options.node, sensors, kinds[plan.image])) for plan in plans}
+        self._callbacks: dict[str, list[Callable[[bytes], None]]] = {}  # by topic
         for camera in self._cameras.values():
-            self._feeds.setdefault(camera.plan.camera_info, []).append(camera.stream.on_info)
+            self._callbacks.setdefault(camera.plan.camera_info, []).append(
+                camera.context.on_camera_info)
             log(f'{camera.plan.label}Images from {camera.plan.image}, camera_info from '
                 f'{camera.plan.camera_info or "nowhere: there will be no points"}.')
         if sensors is not None:
-            self._feeds.setdefault(anchored, []).append(sensors.on_message)
+            self._callbacks.setdefault(sensor_topic, []).append(sensors.on_message)
             if needs_transforms(options.node):
-                self._feeds |= {TF: [sensors.on_transforms], TF_STATIC: [sensors.on_static]}
+                self._callbacks |= {TF: [sensors.on_transforms], TF_STATIC: [sensors.on_static]}
         self._begin = bag.begin + round(options.start * NANOSECONDS)
         seconds = (bag.end - bag.begin) / NANOSECONDS
         self._end = bag.begin + round(min(options.end, seconds) * NANOSECONDS)
-        # Without limits the bag checks that it gives all that it counts.
+        # Without limits the bag checks the number of messages that it reads.
         self._limits = (self._begin if options.start else None,
                         self._end if options.end < seconds else None)
-        # All is read once, so that damage is found before a model is loaded, and hours of work.
+        # The whole bag is read once, so that damage is noticed before hours of work.
         topics = {channel.topic for channel, _ in bag.records(None, *self._limits)}
         if topics.isdisjoint(self._cameras):
             raise BagError(f'{bag.path} holds no image of {", ".join(self._cameras)} in the time '
                            f'that is asked for: it is {seconds:.3f} s long.')
-        self._batch: list[tuple[_Camera, Message, Frame]] = []  # images that wait for an answer
+        self._batch: list[tuple[_Camera, Message, Frame]] = []  # decoded images, to be predicted
         self._failures = 0
 
     def run(self, output: Path, estimator: DepthEstimator, progress: Progress) -> None:
-        """Copy every message; behind an image goes what is made of it."""
-        self._estimator, told = estimator, 0.0
+        """Copy every message, and write the outputs of an image after it."""
+        self._estimator, last_report = estimator, 0.0
         if 'depth/stddev' in self._options.outputs and estimator.calibration is None:
             self._log('There will be no depth/stddev: without a calibration nobody knows how '
                       "wrong depth is. Make one with 'depthclip calibrate'.")
@@ -206,18 +208,18 @@ class _Conversion:
             self._write_latched()
             for channel, message in self._bag.records(None, *self._limits):
                 topic, data = channel.topic, message.data
-                if self._batch and message.time - self._batch[0][1].time > _TOGETHER:
-                    self._answer()
+                if self._batch and message.time - self._batch[0][1].time > _BATCH_WINDOW:
+                    self._process_batch()
                 self._write(channel, message)
-                for feed in self._feeds.get(topic, ()):
-                    feed(data)
+                for callback in self._callbacks.get(topic, ()):
+                    callback(data)
                 if topic in self._cameras:
-                    self._take(self._cameras[topic], message)
-                if time.monotonic() > told + _PROGRESS:
-                    told = time.monotonic()
+                    self._decode_image(self._cameras[topic], message)
+                if time.monotonic() > last_report + _PROGRESS_PERIOD:
+                    last_report = time.monotonic()
                     progress((message.time - self._begin) / (self._end - self._begin),
                              self.report.answered)
-            self._answer()
+            self._process_batch()
             for channel in self._target.finish():
                 self._log(f'metadata.yaml does not name {channel.topic} '
                           f"({channel.msgtype or 'of no type'}): 'ros2 bag' would refuse all of "
@@ -226,34 +228,34 @@ class _Conversion:
         progress(1.0, self.report.answered)
 
     def _prepare(self) -> None:
-        """Feed what counts at the beginning: all of /tf_static, and camera_info, from before.
+        """Read the /tf_static and camera_info that are valid at the beginning.
 
-        Where a camera_info comes later only, the first one counts, as if it were latched.
+        Of a camera_info that comes only later the first one is used, as if it were latched.
         """
         infos = {camera.plan.camera_info for camera in self._cameras.values()} - {''}
         missing = set(infos)
         for connection, moment, data in self._bag.messages(
-                infos | {TF_STATIC} & set(self._feeds)):
+                infos | {TF_STATIC} & set(self._callbacks)):
             if moment >= self._begin and not missing:
                 break
             if moment < self._begin or connection.topic in missing:
-                for feed in self._feeds[connection.topic]:
-                    feed(data)
+                for callback in self._callbacks[connection.topic]:
+                    callback(data)
             missing.discard(connection.topic)
 
     def _writer(self, output: Path) -> BagWriter:
-        """The new bag, to be opened by `with`, with what it was made of."""
+        """Create the new bag, whose metadata name model, calibration and fingerprint."""
         estimator = self._estimator
         topics = {topic for plan in self.report.cameras for topic in plan.outputs.values()}
         return BagWriter(output, self._bag, {
             'depthclip_ros': __version__,
             'depthclip_weights': f'{estimator.weights.name} {estimator.weights.digest}',
             'depthclip_calibration': estimator.label,
-            TOPICS_KEY: ' '.join(sorted(topics | self._written)),
-            _MADE_OF: _made_of(self._bag.path, estimator.config, self._options)})
+            TOPICS_KEY: ' '.join(sorted(topics | self._depth_topics)),
+            _FINGERPRINT_KEY: _fingerprint(self._bag.path, estimator.config, self._options)})
 
     def _add_topics(self) -> None:
-        """The old ones as they were described, the new ones as the node's publishers would be."""
+        """Add the old topics with their descriptions, the new ones with those of the node."""
         self._new = {
             topic: output_channel(
                 topic, OUTPUTS[relative][0] if relative in OUTPUTS else COMPRESSED_IMAGE,
@@ -263,15 +265,15 @@ class _Conversion:
             self._target.add(channel)
 
     def _write_latched(self) -> None:
-        """Write at the beginning what was latched before it, but images, which had no depth."""
+        """Write at the beginning the messages latched before it, but images, without depth."""
         histories = {topic: latched_history(topic, self._bag.offers(topic)) for topic in {
             channel.topic for channel in self._bag.counts} - self._cameras.keys()}
-        kept: dict[str, deque[tuple[int, Channel, Message]]] = {
+        latched: dict[str, deque[tuple[int, Channel, Message]]] = {
             topic: deque(maxlen=history) for topic, history in histories.items() if history != 0}
-        before = self._bag.records(kept, None, self._begin) if self._limits[0] else ()
+        before = self._bag.records(latched, None, self._begin) if self._limits[0] else ()
         for number, (channel, message) in enumerate(before):
-            kept[channel.topic].append((number, channel, message))
-        for _, channel, message in sorted(chain(*kept.values()), key=itemgetter(0)):
+            latched[channel.topic].append((number, channel, message))
+        for _, channel, message in sorted(chain(*latched.values()), key=itemgetter(0)):
             self._write(channel, message._replace(time=self._begin))
 
     def _write(self, channel: Channel, message: Message) -> None:
@@ -280,28 +282,28 @@ class _Conversion:
 
     # One image ----------------------------------------------------------------------------------
 
-    def _take(self, camera: _Camera, message: Message) -> None:
-        """Decode an image that is to have depth; answer it when nothing belongs to it."""
+    def _decode_image(self, camera: _Camera, message: Message) -> None:
+        """Decode an image if `rate` and `every` select it, and process a complete batch."""
         self.report.images += 1
-        before, number = camera.slot, camera.seen
-        camera.seen += 1
+        before, number = camera.slot, camera.image_count
+        camera.image_count += 1
         camera.slot = int((message.time - self._begin) * self._options.rate // NANOSECONDS)
         if camera.slot == before if self._options.rate else number % self._options.every:
             self.report.left_out += 1
             return
-        if any(other is camera for other, *_ in self._batch):
-            self._answer()
+        if any(waiting is camera for waiting, *_ in self._batch):
+            self._process_batch()
         try:
-            frame = camera.stream.decode(message.data, self._estimator.config)
+            frame = camera.context.decode(message.data, self._estimator.config)
         except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
             self._reject(camera, 'decoding', error)
             return
         self._batch.append((camera, message, frame))
         if len(self._batch) == len(self._cameras):
-            self._answer()
+            self._process_batch()
 
-    def _answer(self) -> None:
-        """Put the images that wait through the network, and write; if that fails, each alone."""
+    def _process_batch(self) -> None:
+        """Predict and write the decoded images; if that fails, each alone."""
         batch, self._batch = self._batch, []
         if not batch:
             return
@@ -311,11 +313,11 @@ class _Conversion:
         except Exception as error:
             for entry in batch if len(batch) > 1 else ():
                 self._batch = [entry]
-                self._answer()
+                self._process_batch()
             if len(batch) == 1:
                 self._reject(batch[0][0], 'prediction', error)
                 self._failures += not isinstance(error, DataError)
-            if self._failures == _MOST_FAILURES:
+            if self._failures == _MAX_FAILURES:
                 raise BagError(f'The network fails on every image: {type(error).__name__}: '
                                f'{error}') from error
             return
@@ -324,38 +326,38 @@ class _Conversion:
         self._failures = 0
         for (camera, message, _), answer in zip(batch, answers, strict=True):
             try:
-                made = {topic: _message(relative, answer)
-                        for relative, topic in camera.plan.outputs.items()}
+                messages = {topic: _serialize_output(relative, answer)
+                            for relative, topic in camera.plan.outputs.items()}
             except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
                 self._reject(camera, 'publication', error)
                 continue
-            for topic, data in made.items():
+            for topic, data in messages.items():
                 if data is not None:
                     self._write(self._new[topic], message._replace(data=data, sequence=0))
-            self._account(camera, answer)
+            self._update_report(camera, answer)
 
-    def _account(self, camera: _Camera, answer: Answer) -> None:
-        """Count an image that is answered, and say what is wrong with its camera or anchor."""
+    def _update_report(self, camera: _Camera, answer: Answer) -> None:
+        """Count a predicted image, and log problems of its camera or anchor once."""
         self.report.answered += 1
         frame, outputs = answer.frame, camera.plan.outputs
         if COMPRESSED_DEPTH in outputs:
             self.report.beyond += depth_values(answer.prediction.depth, '16UC1')[1]
         elif 'depth/image' in outputs:
-            self.report.beyond += answer.pixels[1]
-        problem, anchor = frame.problem, camera.stream.anchor
+            self.report.beyond += answer.depth_pixels[1]
+        problem, anchor = frame.camera_problem, camera.context.anchor
         for notice in frame.notices:
-            self._say_once(f'{camera.plan.label}{notice.sentence}')
+            self._log_once(f'{camera.plan.label}{notice.sentence}')
         if problem is not None:
-            self._say_once(f'{camera.plan.label}{problem}')
-            if frame.model is None:
+            self._log_once(f'{camera.plan.label}{problem}')
+            if frame.camera_model is None:
                 _count(self.report.unprojected, camera.plan.label + problem.condition)
         if anchor is None:
             return
         if anchor.condition:
-            self._say_once(f'{camera.plan.label}The anchor is not followed ({anchor.condition}): '
+            self._log_once(f'{camera.plan.label}The anchor is not followed ({anchor.condition}): '
                            f'{anchor.reason}', camera.plan.label + anchor.condition)
         if anchor.filter.state.unusual:
-            self._say_once(camera.plan.label + unusual_scale(
+            self._log_once(camera.plan.label + unusual_scale(
                 self._options.node.anchor, anchor.filter.state), f'{camera.plan.label}unusual')
 
     def _reject(self, camera: _Camera, stage: str, error: Exception) -> None:
@@ -363,27 +365,27 @@ class _Conversion:
         if not _count(self.report.rejected, camera.plan.label + cause):
             self._log(f'{camera.plan.label}Image rejected ({cause}): {error}')
 
-    def _say_once(self, sentence: str, kind: str = '') -> None:
-        """Say it, of several sentences of one kind the first."""
-        if (kind or sentence) not in self._said:
-            self._said.add(kind or sentence)
+    def _log_once(self, sentence: str, key: str = '') -> None:
+        """Log a sentence, unless one of the same key was logged."""
+        if (key or sentence) not in self._logged:
+            self._logged.add(key or sentence)
             self._log(sentence)
 
 
 def _count(counts: dict[str, int], key: str) -> int:
-    """Count, and give what was counted before."""
+    """Increment a count, and return its previous value."""
     counts[key] = counts.get(key, 0) + 1
     return counts[key] - 1
 
 
-def _message(relative: str, answer: Answer) -> bytes | None:
-    """What is written of an image on a new topic; None for nothing."""
+def _serialize_output(relative: str, answer: Answer) -> bytes | None:
+    """Serialise an image's message for a new topic; None if there is none."""
     if relative == COMPRESSED_DEPTH:
-        # As compressed_depth_image_transport makes it of 16UC1: nothing in its header counts.
+        # As compressed_depth_image_transport makes it of 16UC1, whose header is not used.
         pixels, _ = depth_values(answer.prediction.depth, '16UC1')
-        message = make(COMPRESSED_IMAGE, header=answer.frame.header,
-                       format='16UC1; compressedDepth png',
-                       data=array.array('B', bytes(12) + png(pixels)))
+        message = create_message(COMPRESSED_IMAGE, header=answer.frame.header,
+                                 format='16UC1; compressedDepth png',
+                                 data=array.array('B', bytes(12) + png(pixels)))
     else:
-        message = OUTPUTS[relative][1](make, answer)
-    return None if message is None else write(message)
+        message = OUTPUTS[relative][1](create_message, answer)
+    return None if message is None else serialize(message)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages without ROS: `make` and `read` as messages/types.py has them, by `rosbags`."""
+"""Messages without ROS, by `rosbags`: the functions of messages/types.py, and `serialize`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ..sources.bag import read, typestore
+from ..sources.bag import read as deserialize
+from ..sources.bag import typestore
 from ..sources.metadata import QOS, Channel
 
-__all__ = ['make', 'output_channel', 'read', 'typestore', 'write']
+__all__ = ['create_message', 'deserialize', 'output_channel', 'serialize', 'typestore']
 
 
-def make(kind: str, **fields: Any) -> Any:
-    """Make a message; sequences of numbers become arrays, without a copy of an array.array."""
+def create_message(kind: str, **fields: Any) -> Any:
+    """Create a message; sequences of numbers become arrays, an array.array without a copy."""
     from rosbags.interfaces import Nodetype
     types = dict(typestore().fielddefs[kind][1])
     for name, value in fields.items():
@@ -28,13 +29,13 @@ def make(kind: str, **fields: Any) -> Any:
     return typestore().types[kind](**fields)
 
 
-def write(message: Any) -> bytes:
+def serialize(message: Any) -> bytes:
     """Serialise a message."""
     return bytes(typestore().serialize_cdr(message, message.__msgtype__))
 
 
 def output_channel(topic: str, kind: str, depth: int) -> Channel:
-    """A new topic as the node's publishers have it: reliable, volatile, the last few kept."""
+    """Describe a new topic with the node's QoS: reliable, volatile, keep last."""
     from rosbags import interfaces as of
     from rosbags.rosbag2.metadata import dump_qos_v8
     never = of.QosTime(9223372036, 854775807)  # as ROS writes an infinite time

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to make of a bag, which of its topics are meant, and the account of what was made."""
+"""Options of a bag's conversion, the choice of its topics, and the conversion's report."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ CHOICE = '--image TOPIC, or several with --cameras NAME,NAME'
 
 @dataclass(frozen=True)
 class Options:
-    """What to convert, and how.
+    """Options of a conversion.
 
     Attributes:
-        node: settings as the node's: cameras, rectified, anchor and its own, depth_encoding,
-            what has to do with time or with ROS is not used.
-        images: topic of the images of each of the node's cameras, with or without `/compressed`;
-            empty: found as the launch file finds them.
-        camera_infos: likewise.
-        anchor_topic: what the anchor listens to; empty: the node's, else the only topic of its
+        node: settings of the node: cameras, rectified, depth_encoding and all of the anchor;
+            those of time or of ROS are not used.
+        images: image topic of each of the node's cameras, with or without `/compressed`; empty:
+            chosen as the launch file does.
+        camera_infos: camera_info topic of each camera, likewise.
+        anchor_topic: topic of the anchor's sensor; empty: the node's, else the only topic of its
             type.
-        namespace: of the new topics, as a node's.
+        namespace: namespace of the new topics, as a node's.
         outputs: new topics, relative to the namespace and the camera's name.
         compressed_depth: depth as 16-bit PNG in millimetres, on depth/image/compressedDepth.
-        rate: most images a second of each camera that get depth; 0: all.
-        every: so many images of a camera, one gets depth.
-        start: seconds of the bag to leave out at its beginning.
-        end: seconds of the bag at which to stop; infinite: its end.
+        rate: greatest number of depth images a second of each camera; 0: no limit.
+        every: one in this many images of a camera gets depth.
+        start: first second of the bag to convert.
+        end: last second of the bag to convert; infinite: its end.
 
     Raises:
-        ConfigError: they make no sense, whatever the bag.
+        ConfigError: the options contradict each other.
 
     """
 
@@ -58,20 +58,20 @@ class Options:
     end: float = float('inf')
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit together."""
+        """Refuse options that contradict each other."""
         if self.every < 1 or self.rate < 0 or (self.rate and self.every > 1):
             raise ConfigError(f'every {self.every} and rate {self.rate:g}: choose one of them; '
                               'every is at least 1, and rate not negative.')
         if not 0 <= self.start < self.end:
             raise ConfigError(f'start {self.start:g} s and end {self.end:g} s leave nothing.')
-        unknown = sorted(set(self.outputs) - {*PROJECTED, *ON_REQUEST})
-        if unknown:
-            raise ConfigError(f'outputs: {", ".join(unknown)}: a bag gets '
+        invalid = sorted(set(self.outputs) - {*PROJECTED, *ON_REQUEST})
+        if invalid:
+            raise ConfigError(f'outputs: {", ".join(invalid)}: a bag gets '
                               f'{", ".join((*PROJECTED, *ON_REQUEST))}.')
 
 
 class BagCamera(NamedTuple):
-    """A camera of a bag, and where its depth is in the converted one.
+    """A camera of a bag, and its topics in the converted one.
 
     `outputs` are the new topics by their relative names, such as 'depth/image'.
     """
@@ -83,27 +83,27 @@ class BagCamera(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Begins a sentence about it."""
+        """Beginning of a sentence about the camera."""
         return f'{self.name}: ' if self.name else ''
 
 
 @dataclass
 class Report:
-    """What came of a conversion; all of it is plain data.
+    """The result of a conversion, as plain data.
 
     Attributes:
         source: the bag that was read.
         output: the bag that was written.
-        cameras: whose images have depth now.
-        topics: messages of the output, by topic.
-        images: of the cameras, in what was converted.
+        cameras: the cameras whose images have depth.
+        topics: number of the output's messages, by topic.
+        images: number of the cameras' images in the converted time.
         answered: images that have depth.
-        left_out: images that were not to have any, by `rate` and `every`.
-        rejected: images without depth, by cause; before it the camera's name, where it has one.
+        left_out: images that `rate` or `every` skipped.
+        rejected: images without depth, by cause, after the camera's name where it has one.
         unprojected: images with depth but without camera_info and points, likewise.
-        beyond: pixels whose depth 16UC1 cannot hold; 0 in it.
-        seconds: that the conversion took.
-        network_seconds: that of them the network took.
+        beyond: pixels whose depth 16UC1 cannot hold, which are 0.
+        seconds: duration of the conversion.
+        network_seconds: duration of all calls of the network.
 
     """
 
@@ -125,21 +125,21 @@ def cameras_of(topics: list[BagTopic], options: Options) -> list[BagCamera]:
     """Find the cameras as depth.launch.py does, and name their new topics as the node would.
 
     Raises:
-        DepthClipError: one is not there, cannot be chosen, or its new topics are there already.
+        DepthClipError: a camera is missing or ambiguous, or one of its new topics exists already.
 
     """
     relatives = [COMPRESSED_DEPTH if options.compressed_depth and name == 'depth/image' else name
                  for name in OUTPUTS if name in options.outputs]
     cameras = [
-        BagCamera(found.name, found.topic, found.camera_info, {
-            relative: _absolute(options.namespace, found.name, relative)
+        BagCamera(camera.name, camera.topic, camera.camera_info, {
+            relative: _absolute(options.namespace, camera.name, relative)
             for relative in relatives})
-        for found in bag.cameras_of(topics, options.node.cameras, options.images,
-                                    options.camera_infos, choice=CHOICE)]
+        for camera in bag.cameras_of(topics, options.node.cameras, options.images,
+                                     options.camera_infos, choice=CHOICE)]
     new = [topic for camera in cameras for topic in camera.outputs.values()]
-    taken = sorted({topic.name for topic in topics} & set(new))
-    if taken:
-        raise BagError(f'The bag has {", ".join(taken)} already. Put the new topics elsewhere '
+    conflicts = sorted({topic.name for topic in topics} & set(new))
+    if conflicts:
+        raise BagError(f'The bag has {", ".join(conflicts)} already. Put the new topics elsewhere '
                        'with --namespace NAME.')
     if len({camera.image for camera in cameras}) < len(cameras):
         raise BagError(f'Two cameras have the same images: {cameras[0].image}.')
@@ -147,26 +147,26 @@ def cameras_of(topics: list[BagTopic], options: Options) -> list[BagCamera]:
 
 
 def anchor_topic(topics: list[BagTopic], cameras: list[BagCamera], options: Options) -> str:
-    """Where the anchor's sensor is in the bag; '' where the anchor needs none.
+    """Find the topic of the anchor's sensor; '' where the anchor needs none.
 
     Raises:
-        BagError: it is not there, or there are several.
+        BagError: the bag has no such topic, or several.
 
     """
     if options.node.anchor not in SENSORS:
         return ''
-    kind, usual = SENSORS[options.node.anchor]
-    kinds = (IMAGE, COMPRESSED_IMAGE) if kind == IMAGE else (kind,)
-    there = [topic.name for topic in topics if topic.type in kinds and topic.count
+    message_type, default_topic = SENSORS[options.node.anchor]
+    message_types = (IMAGE, COMPRESSED_IMAGE) if message_type == IMAGE else (message_type,)
+    names = [topic.name for topic in topics if topic.type in message_types and topic.count
              and topic.content != PICTURE and topic.name not in {c.image for c in cameras}]
-    raw = [name for name in there if not any(name.startswith(f'{other}/') for other in there)]
-    wanted = [_absolute(options.anchor_topic)] if options.anchor_topic else \
-        [f'/{usual}'] if f'/{usual}' in there else raw
-    if len(wanted) == 1 and wanted[0] in there:
-        return wanted[0]
+    raw = [name for name in names if not any(name.startswith(f'{prefix}/') for prefix in names)]
+    matching = [_absolute(options.anchor_topic)] if options.anchor_topic else \
+        [f'/{default_topic}'] if f'/{default_topic}' in names else raw
+    if len(matching) == 1 and matching[0] in names:
+        return matching[0]
     raise BagError(
-        f'anchor: {options.node.anchor} needs a topic of type {kind}; the bag has '
-        f'{", ".join(there) or "none"}. Choose one with --anchor-topic TOPIC.')
+        f'anchor: {options.node.anchor} needs a topic of type {message_type}; the bag has '
+        f'{", ".join(names) or "none"}. Choose one with --anchor-topic TOPIC.')
 
 
 def _absolute(*parts: str) -> str:

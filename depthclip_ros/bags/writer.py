@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A new bag in the storage of another one, whose topics are described there as they were.
+"""Writer of a new bag in another one's storage, which keeps the descriptions of its topics.
 
-rosbags' writer describes types in one way only, and has to understand each of them.
+rosbags' own writer has one way to describe types, and must understand each of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..sources.bag import Bag
 from ..sources.metadata import METADATA, QOS, About, Channel
 from ..sources.storage import ABOUT, ROSBAG2, Message
 
-# As rosbag2 makes them since Iron.
+# As rosbag2 creates them since Iron.
 _TABLES = """
 CREATE TABLE schema(schema_version INTEGER PRIMARY KEY, ros_distro TEXT NOT NULL);
 CREATE TABLE metadata(id INTEGER PRIMARY KEY, metadata_version INTEGER NOT NULL,
@@ -40,19 +40,19 @@ INSERT INTO schema VALUES(4, 'rosbag2');
 
 
 class BagWriter(ExitStack):
-    """A bag folder that is complete when `finish` has been called; to be opened by `with`."""
+    """A bag folder, opened by `with`, that is complete after `finish`."""
 
     def __init__(self, folder: Path, source: Bag, custom: dict[str, str]) -> None:
-        """Begin with a file; `custom` is noted beside what the source's writer had noted.
+        """Create the file; `custom` is added to the custom data of the source's metadata.
 
         Raises:
-            OSError: it cannot be written.
-            sqlite3.Error: likewise.
+            OSError: the folder or file cannot be written.
+            sqlite3.Error: the database cannot be written.
 
         """
         super().__init__()
         folder.mkdir()
-        self._folder, self._numbers = folder, dict[Channel, int]()
+        self._folder, self._channel_ids = folder, dict[Channel, int]()
         self._counts, self._times = Counter[Channel](), list[int]()
         compression = 'none' if source.is_mcap else source.about.compression
         self._about = About(compression=compression, custom={**source.about.custom, **custom},
@@ -62,15 +62,15 @@ class BagWriter(ExitStack):
             _SqliteWriter(self._path, self)
 
     def add(self, channel: Channel) -> None:
-        """Describe a topic; again is nothing."""
-        if channel not in self._numbers:
-            self._numbers[channel] = self._file.add(channel)
+        """Describe a topic, unless it was added before."""
+        if channel not in self._channel_ids:
+            self._channel_ids[channel] = self._file.add(channel)
 
     def write(self, channel: Channel, message: Message) -> None:
-        """Write a message of a topic that is described."""
+        """Write a message of a topic that was added."""
         if self._about.compression == 'message':
             message = message._replace(data=zstandard.compress(message.data))
-        self._file.write(self._numbers[channel], message)
+        self._file.write(self._channel_ids[channel], message)
         self._counts[channel] += 1
         self._times = [min(message.time, *self._times), max(message.time, *self._times)] \
             if self._times else [message.time] * 2
@@ -79,30 +79,30 @@ class BagWriter(ExitStack):
         """Complete the bag.
 
         Returns:
-            Topics that metadata.yaml cannot name, because `ros2 bag` would refuse the whole bag:
-            those without a type or not in CDR. The file has them.
+            Topics that are in the file but not in metadata.yaml, since `ros2 bag` would refuse
+            the whole bag for them: those without a type or not in CDR.
 
         """
-        about, is_packed = self._about, self._about.compression == 'file'
-        about.topics = [(channel, self._counts[channel]) for channel in self._numbers
-                        if channel.type and channel.encoding == 'cdr']
-        about.files = [self._path.name + '.zstd' * is_packed]
-        text, within = about.dump('mcap' if self._path.suffix == '.mcap' else 'sqlite3',
-                                  *self._times or (0, 0))
-        self._file.finish(within)
+        metadata, is_compressed = self._about, self._about.compression == 'file'
+        metadata.topics = [(channel, self._counts[channel]) for channel in self._channel_ids
+                           if channel.type and channel.encoding == 'cdr']
+        metadata.files = [self._path.name + '.zstd' * is_compressed]
+        text, inner_metadata = metadata.dump(
+            'mcap' if self._path.suffix == '.mcap' else 'sqlite3', *self._times or (0, 0))
+        self._file.finish(inner_metadata)
         self.close()
-        if is_packed:
-            packed = self._folder / about.files[0]
-            with self._path.open('rb') as plain, packed.open('wb') as file:
-                zstandard.ZstdCompressor().copy_stream(plain, file)
+        if is_compressed:
+            compressed_path = self._folder / metadata.files[0]
+            with self._path.open('rb') as source, compressed_path.open('wb') as file:
+                zstandard.ZstdCompressor().copy_stream(source, file)
             self._path.unlink()
         (self._folder / METADATA).write_text(text, encoding='utf-8')
-        described = {channel for channel, _ in about.topics}
-        return [channel for channel in self._numbers if channel not in described]
+        listed = {channel for channel, _ in metadata.topics}
+        return [channel for channel in self._channel_ids if channel not in listed]
 
 
 class _McapWriter:
-    """An mcap file with compressed chunks, and with what lies beside messages in another one."""
+    """An mcap file with compressed chunks, and a copy of the source's metadata and attachments."""
 
     def __init__(self, path: Path, stack: ExitStack, beside: Iterator[Any]) -> None:
         self._writer: Any = Writer(stack.enter_context(path.open('wb')))
@@ -126,13 +126,13 @@ class _McapWriter:
         self._writer.add_message(
             number, message.time, message.data, message.published, message.sequence)
 
-    def finish(self, about: str) -> None:
-        self._writer.add_metadata(ROSBAG2, {ABOUT: about})
+    def finish(self, metadata: str) -> None:
+        self._writer.add_metadata(ROSBAG2, {ABOUT: metadata})
         self._writer.finish()
 
 
 class _SqliteWriter:
-    """A database of rosbag2."""
+    """An SQLite database of rosbag2."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self._database = stack.enter_context(closing(sqlite3.connect(path)))
@@ -152,8 +152,8 @@ class _SqliteWriter:
         self._insert('INSERT INTO messages VALUES(NULL, ?, ?, ?)', number, message.time,
                      message.data)
 
-    def finish(self, about: str) -> None:
-        self._insert('INSERT INTO metadata VALUES(NULL, 8, ?)', about)
+    def finish(self, metadata: str) -> None:
+        self._insert('INSERT INTO metadata VALUES(NULL, 8, ?)', metadata)
         self._database.commit()
 
     def _insert(self, statement: str, *values: str | int | bytes) -> int:
