@@ -48,9 +48,9 @@ from ros_harness import (
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError, ImageError
 from depthclip_ros.messages.config import NodeConfig
-from depthclip_ros.messages.frame import Stream
+from depthclip_ros.messages.frame import CameraContext
 from depthclip_ros.messages.image_io import to_rgb
-from depthclip_ros.messages.types import COMPRESSED_IMAGE, IMAGE, parse, read
+from depthclip_ros.messages.types import COMPRESSED_IMAGE, IMAGE, deserialize, parse
 
 MESSAGES = int(os.environ.get('CAMPAIGN_MESSAGES', '0'))
 SEED = int(os.environ.get('CAMPAIGN_SEED', '0'))
@@ -107,11 +107,11 @@ def decoded(topic, message):
     """
     raw = message if isinstance(message, bytes) else serialize_message(message)
     if topic == INFO:
-        stream = Stream(read, NodeConfig())
-        stream.on_info(raw)
-        model = stream.model(hostile.WIDTH, hostile.HEIGHT)
+        context = CameraContext(deserialize, NodeConfig())
+        context.on_camera_info(raw)
+        model = context.camera_model(hostile.WIDTH, hostile.HEIGHT)
         return None, model.patch_rays(INPUT_HEIGHT // 32, INPUT_WIDTH // 32)
-    image = parse(read, raw, COMPRESSED_IMAGE if topic == JPEG else IMAGE, ImageError)
+    image = parse(deserialize, raw, COMPRESSED_IMAGE if topic == JPEG else IMAGE, ImageError)
     return stamp_of(image), to_rgb(image)
 
 

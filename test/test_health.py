@@ -23,7 +23,7 @@ from depthclip_ros.messages.config import NodeConfig
 from depthclip_ros.node import camera as camera_module
 from depthclip_ros.node import findings as findings_module
 from depthclip_ros.node import health as health_module
-from depthclip_ros.node.camera import Camera, Window
+from depthclip_ros.node.camera import Camera, RollingWindow
 from depthclip_ros.node.findings import ERROR, WARN
 from depthclip_ros.node.health import OK, CameraHealth, NodeHealth
 
@@ -52,7 +52,7 @@ class Watched:
 
     def activate(self, node):
         self.health = CameraHealth(node, self.camera, types.SimpleNamespace(
-            network=Window(), overhead=Window()))
+            network_ms=RollingWindow(), overhead_ms=RollingWindow()))
 
     def _put(self, camera, _raw):
         if self.answered:
@@ -65,8 +65,8 @@ class Watched:
             for _ in range(images):
                 self.camera._on_image(RAW)
             if info:
-                self.camera.stream.on_info(INFO)
-            status = self.health.look(self.camera.config)
+                self.camera.context.on_camera_info(INFO)
+            status = self.health.update(self.camera.config)
         return status
 
 
@@ -109,11 +109,11 @@ def test_images_that_the_middleware_loses_are_told(watch):
 @pytest.mark.parametrize(('scale', 'level'), [(0.06, WARN), (1.3, OK), (11.0, WARN)])
 def test_a_scale_that_nobody_expects_is_a_warning_with_its_numbers(scale, level, watch):
     watched = watch(anchor='points')
-    anchor = Anchor(Sensors(watched.camera.config, '/points', messages.read),
+    anchor = Anchor(Sensors(watched.camera.config, '/points', messages.deserialize),
                     watched.camera.config)
     anchor.filter.state = State(scale=scale, share=0.6, points=960, patches=30, condition='',
                                 anchored=True)
-    watched.camera.stream.anchor = anchor
+    watched.camera.context.anchor = anchor
     status = watched.pass_seconds(1)
     assert status.level == level
     if level == WARN:
@@ -136,7 +136,7 @@ def test_age_beyond_the_limit(age, words, level, watch):
 @pytest.mark.parametrize(('share', 'level'), [(0.5, OK), (0.6, WARN), (1.0, ERROR)])
 def test_nan_beyond_the_limit(share, level, watch):
     watched = watch()
-    watched.camera.nan_shares.add(share)
+    watched.camera.nan_fractions.add(share)
     status = watched.pass_seconds(1)
     assert status.level == level
     assert ('NaN' in status.message) == (level != OK)
@@ -150,7 +150,7 @@ def test_what_was_before_the_activation_is_not_news(watch, domain):
     assert (status.level, status.message) == (WARN, 'all zeros')
     watched.clock.now += 100.0
     watched.activate(watched.camera._node)
-    watched.camera.last_image = watched.clock.now
+    watched.camera.last_image_time = watched.clock.now
     status = watched.pass_seconds(10)
     assert (status.level, status.message) == (OK, '1.0 Hz')
     assert values_of(status)['no cloud: all zeros'] == '1'
@@ -162,14 +162,14 @@ def test_every_key_is_in_the_reference_and_the_other_way_round(watch, estimator)
     watched = watch(anchor='points')
     camera, pipeline = watched.camera, types.SimpleNamespace(
         estimator=estimator, busy_seconds=lambda: 0.0)
-    camera.stream.anchor = Anchor(
-        Sensors(camera.config, '/points', messages.read), camera.config)
-    camera.stream.anchor.conditions['stamps apart'] += 1
+    camera.context.anchor = Anchor(
+        Sensors(camera.config, '/points', messages.deserialize), camera.config)
+    camera.context.anchor.conditions['stamps apart'] += 1
     estimator.reconfigure(estimator.config.replace(scenes=['room', 'hall']))
-    camera.stream.scene = estimator.predict(np.zeros((60, 80, 3), np.uint8)).scene
+    camera.context.scene = estimator.predict(np.zeros((60, 80, 3), np.uint8)).scene
     for cause in ('rejected', 'no cloud', 'no pictures'):
         camera.count(cause, 'all zeros')
-    status, _ = NodeHealth(camera._node).look(
+    status, _ = NodeHealth(camera._node).update(
         pipeline, (estimator.config, camera.config), None, 'active')
     keys = [pair.key for part in (status, watched.pass_seconds(1)) for pair in part.values]
     page = (ROOT / 'docs/reference/diagnostics.md').read_text(encoding='utf-8')
@@ -188,13 +188,13 @@ def test_simulated_time_may_not_stand_still(clock):
         get_clock=lambda: ros, get_fully_qualified_name=lambda: '/eye'))
 
     def look(state='active'):
-        status, found = health.look(None, (NodeConfig(), NodeConfig()), None, state)
+        status, found = health.update(None, (NodeConfig(), NodeConfig()), None, state)
         assert status.name == 'eye: model'
         return found
     assert look() == []
     clock.now += 6.0
     finding, = look()
-    assert finding.words == 'simulated time stands still for 6 s'
+    assert finding.summary == 'simulated time stands still for 6 s'
     assert '--clock' in finding.sentence
     assert look('inactive') == []
     clock.now += 6.0

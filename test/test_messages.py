@@ -26,7 +26,7 @@ from depthclip_ros.messages.types import CAMERA_INFO, IMAGE, parse, stamp_of
 HEADER = Header(stamp=Time(sec=-7, nanosec=999_999_999), frame_id='größe/optical')
 
 
-@pytest.mark.parametrize('read', [messages.read, of_bags.read])
+@pytest.mark.parametrize('read', [messages.deserialize, of_bags.deserialize])
 def test_what_is_no_such_message_is_an_error_of_the_wanted_type(read):
     with pytest.raises(CameraInfoError, match='4 bytes are no CameraInfo') as error:
         parse(read, b'\0\1\0\0', CAMERA_INFO, CameraInfoError)
@@ -46,13 +46,13 @@ def test_the_stamp_is_found_in_either_byte_order():
 def test_both_make_and_read_the_same(message):
     kind = {'Image': IMAGE, 'CameraInfo': CAMERA_INFO}[type(message).__name__]
     raw = serialize_message(message)
-    found = of_bags.read(raw, kind)
+    found = of_bags.deserialize(raw, kind)
     names = [name.lstrip('_') for name in message.get_fields_and_field_types()]
     fields = {name: getattr(found, name) for name in names}
     if kind == IMAGE:
         fields['data'] = array.array('B', bytes(message.data))
     else:
         fields |= {name: list(getattr(message, name)) for name in 'dkrp'}
-    again = of_bags.write(of_bags.make(kind, **fields))
+    again = of_bags.serialize(of_bags.create_message(kind, **fields))
     assert deserialize_message(again, type(message)) == message
-    assert messages.read(raw, kind) == message
+    assert messages.deserialize(raw, kind) == message

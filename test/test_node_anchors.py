@@ -37,7 +37,7 @@ from depthclip_ros.core.errors import ConfigError, DataError, RangeError
 from depthclip_ros.messages import types as messages
 from depthclip_ros.messages.anchors import Anchor, Sensors
 from depthclip_ros.messages.config import NodeConfig
-from depthclip_ros.messages.frame import Frame, Stream, predict
+from depthclip_ros.messages.frame import CameraContext, Frame, predict
 from depthclip_ros.sim import RenderOptions, Scene, SimCamera, render, trajectory
 
 WIDTH, HEIGHT = 320, 240
@@ -104,16 +104,16 @@ def sparse(at, depth, factor=1.0, encoding='32FC1', frame=FRAME):
 
 def listening(**settings):
     config = NodeConfig(**settings)
-    sensors = Sensors(config, '/the/topic', messages.read)
+    sensors = Sensors(config, '/the/topic', messages.deserialize)
     return sensors, Anchor(sensors, config)
 
 
 def ask(anchor, at, patches=None, model=MODEL, frame=FRAME, deviation=None):
     """Adjustment of an image whose patches are all 2 m deep, or as given."""
     patches = np.full((6, 8), 2.0, np.float32) if patches is None else patches
-    look = anchor.look(header(at, frame), model, (HEIGHT, WIDTH))
-    adjustment = look.adjust(patches, deviation, (HEIGHT, WIDTH), 'centered')
-    anchor.take(look)
+    observation = anchor.observe(header(at, frame), model, (HEIGHT, WIDTH))
+    adjustment = observation.adjust(patches, deviation, (HEIGHT, WIDTH), 'centered')
+    anchor.commit(observation)
     return adjustment
 
 
@@ -218,20 +218,21 @@ def test_what_is_tried_again_counts_its_points_once(kind, estimator, monkeypatch
     estimator.reconfigure(estimator.config.replace(calibration=str(calibration)))
 
     def drive(failures):
-        shared = Sensors(config, '/the/topic', messages.read)
-        stream = Stream(messages.read, config, shared)
+        shared = Sensors(config, '/the/topic', messages.deserialize)
+        context = CameraContext(messages.deserialize, config, shared)
         for at in (5.0, 5.1, 7.0):  # the last one without a message
             if at < 7.0:
                 shared.on_message(raw(cloud(at, seen_points(WALL))))
-            frame = Frame(stream, header(at), np.zeros((HEIGHT, WIDTH, 3), np.uint8), MODEL)
+            frame = Frame(context, header(at), np.zeros((HEIGHT, WIDTH, 3), np.uint8), MODEL)
             for _ in range(failures):
                 with monkeypatch.context() as patch:
                     patch.setattr(steps, 'upsample', lambda *_: 1 / 0)
                     with pytest.raises(ZeroDivisionError):
                         predict(estimator, [frame])
             predict(estimator, [frame])
-        state = stream.anchor.filter.state
-        return state.scale, state.variance, state.inflation, state.around, stream.anchor.conditions
+        anchor = context.anchor
+        state = anchor.filter.state
+        return state.scale, state.variance, state.inflation, state.around, anchor.conditions
     try:
         expected = drive(0)
         assert expected[2] != 1.0
@@ -300,7 +301,7 @@ def test_what_says_that_nothing_was_measured_is_no_point(nothing):
 def test_a_depth_image_may_be_compressed_and_its_frame_have_a_slash(frame):
     data = cv2.imencode('.png', np.full((HEIGHT, WIDTH), 3000, np.uint16))[1].tobytes()
     config = NodeConfig(anchor='depth')
-    shared = Sensors(config, '/depth', messages.read, messages.COMPRESSED_IMAGE)
+    shared = Sensors(config, '/depth', messages.deserialize, messages.COMPRESSED_IMAGE)
     shared.on_message(serialize_message(CompressedImage(
         header=header(5.0, frame), format='16UC1; compressedDepth png', data=bytes(12) + data)))
     anchor = Anchor(shared, config)
@@ -315,9 +316,9 @@ def test_frames_of_one_body_need_no_odometry_that_is_late():
     frames.on_static(b'static')
     frames.on_transforms(b'odom')
     now = 5 * 10 ** 9
-    frames.transform(FRAME, now, 'laser', now)
+    frames.lookup(FRAME, now, 'laser', now)
     with pytest.raises(DataError) as error:
-        frames.transform(FRAME, now, 'laser', now - 4 * 10 ** 8)
+        frames.lookup(FRAME, now, 'laser', now - 4 * 10 ** 8)
     assert error.value.condition == 'no transform'
 
 

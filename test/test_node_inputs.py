@@ -19,7 +19,7 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from depthclip_ros.messages.types import CAMERA_INFO
-from depthclip_ros.node.camera import Input
+from depthclip_ros.node.inputs import AdaptiveSubscription
 
 BURST = 10  # messages that a player begins with
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
@@ -51,7 +51,7 @@ def test_what_a_latched_publisher_sent_before_arrives(node):
     publisher = node.create_publisher(CameraInfo, 'latched', LATCHED)
     publisher.publish(camera_info(Header(), 11, 48))
     received = []
-    Input(node, CAMERA_INFO, '/latched', received.append, latched=True)
+    AdaptiveSubscription(node, CAMERA_INFO, '/latched', received.append, latched=True)
     spin_until(node, lambda: received)
     assert widths(received) == [11]
     # One that keeps nothing joins: both must be heard.
@@ -69,7 +69,8 @@ def test_what_must_be_latched_stays_so_beside_a_volatile_publisher(node):
     publisher = node.create_publisher(CameraInfo, 'static', LATCHED)
     publisher.publish(camera_info(Header(), 11, 48))
     received = []
-    Input(node, CAMERA_INFO, '/static', received.append, latched=True, yields=False)
+    AdaptiveSubscription(node, CAMERA_INFO, '/static', received.append, latched=True,
+                         adapts_durability=False)
     spin_until(node, lambda: received)
     assert widths(received) == [11]
 
@@ -77,7 +78,7 @@ def test_what_must_be_latched_stays_so_beside_a_volatile_publisher(node):
 def test_a_latched_publisher_that_comes_later_is_asked_for_what_it_sent(node):
     """The subscription begins volatile, as drivers publish: they would warn of any other."""
     received = []
-    Input(node, CAMERA_INFO, '/later', received.append, latched=True)
+    AdaptiveSubscription(node, CAMERA_INFO, '/later', received.append, latched=True)
     assert [info.qos_profile.durability for info in node.get_subscriptions_info_by_topic(
         '/later')] == [QoSDurabilityPolicy.VOLATILE]
     with node_here(node.context.get_domain_id(), Node, 'camera') as camera:
@@ -97,7 +98,8 @@ def test_a_middleware_without_an_event_is_good_enough(node, missing, monkeypatch
         original(self, *args, event_type=event_type, **kwargs)
     monkeypatch.setattr(event_handler.EventHandler, '__init__', create)
     publisher, received = node.create_publisher(CameraInfo, 'events', 1), []
-    Input(node, CAMERA_INFO, 'events', received.append, lambda _count: None, latched=True)
+    AdaptiveSubscription(node, CAMERA_INFO, 'events', received.append, lambda _count: None,
+                         latched=True)
     spin_until(node, lambda: publisher.publish(camera_info(Header(), 11, 48)) or received)
 
 
@@ -108,7 +110,7 @@ def test_a_best_effort_publisher_is_heard_whoever_comes_first(first, node):
     if first:
         publishers.append(node.create_publisher(CameraInfo, 'effort', profile))
         spin_until(node, lambda: node.count_publishers('/effort'))
-    Input(node, CAMERA_INFO, '/effort', received.append)
+    AdaptiveSubscription(node, CAMERA_INFO, '/effort', received.append)
     if not first:
         publishers.append(node.create_publisher(CameraInfo, 'effort', profile))
     spin_until(node, lambda: publishers[0].publish(camera_info(Header(), 11, 48)) or received)
@@ -118,7 +120,7 @@ def test_a_burst_arrives_whole(node):
     """What is overwritten before it is taken would be counted by nobody."""
     publisher = node.create_publisher(CameraInfo, 'burst', BURST)
     received = []
-    Input(node, CAMERA_INFO, '/burst', received.append)
+    AdaptiveSubscription(node, CAMERA_INFO, '/burst', received.append)
     spin_until(node, publisher.get_subscription_count)
     for width in range(BURST):
         publisher.publish(camera_info(Header(), width, 48))

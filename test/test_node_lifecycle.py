@@ -120,12 +120,12 @@ def test_a_camera_that_cannot_be_made_leaves_nothing_of_the_others(node, monkeyp
 
 
 def test_a_refused_activation_leaves_nothing_active(node):
-    node._overrides = ('/image.subscribtion.depth',)
+    node._qos_overrides = ('/image.subscribtion.depth',)
     assert node.trigger_configure() == SUCCESS
     assert node.trigger_activate() == TransitionCallbackReturn.FAILURE
     assert not any(camera.is_active() for camera in node._cameras)
     assert not list(filter(lambda one: one.topic_name == '/image', node.subscriptions))
-    node._overrides = ()
+    node._qos_overrides = ()
     assert node.trigger_activate() == SUCCESS
     assert all(camera.is_active() for camera in node._cameras)
 
@@ -146,7 +146,7 @@ def test_reports_do_not_mind_parameters_that_are_being_set(node, monkeypatch):
     class Parameters(dict):
         def __setitem__(self, name, value):
             super().__setitem__(name, value)
-            node._report()
+            node._publish_diagnostics()
             reports.append(name)
     monkeypatch.setattr(node, '_parameters', Parameters(store))
     changes = {'tokens': ['near', 'far'], 'bins': [1.0, 2.0]}
@@ -157,17 +157,17 @@ def test_reports_do_not_mind_parameters_that_are_being_set(node, monkeypatch):
 
 def test_a_worker_that_was_left_behind_does_not_end_its_successor(node, monkeypatch):
     """It fails when the node has given it up, and another one does the work."""
-    monkeypatch.setattr(depth_node, 'PATIENCE', 0.0)
+    monkeypatch.setattr(depth_node, 'STOP_TIMEOUT', 0.0)
     begun, go_on = threading.Event(), threading.Event()
 
-    def answer(_batch):
+    def process_batch(_batch):
         begun.set()
         assert go_on.wait(PATIENCE)
         raise DeviceLostError('on purpose')
     node.trigger_configure()
     node.trigger_activate()
     stuck = node._pipeline
-    monkeypatch.setattr(stuck, 'answer', answer)
+    monkeypatch.setattr(stuck, 'process_batch', process_batch)
     stuck.put(node._cameras[0], b'any')
     assert begun.wait(PATIENCE)
     node.trigger_deactivate()

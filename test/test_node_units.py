@@ -25,10 +25,16 @@ from std_msgs.msg import Header
 
 from depthclip_ros.messages import types as messages
 from depthclip_ros.messages.config import NodeConfig
-from depthclip_ros.messages.frame import Stream
+from depthclip_ros.messages.frame import CameraContext
 from depthclip_ros.messages.outputs import OUTPUTS
 from depthclip_ros.node import camera as camera_module
-from depthclip_ros.node.camera import ENDS, Camera, Say, Window, summary
+from depthclip_ros.node.camera import (
+    OUTCOMES,
+    Camera,
+    RollingWindow,
+    ThrottledLog,
+    account_summary,
+)
 from depthclip_ros.node.pipeline import DeviceLostError, Pipeline
 
 RGB = synthetic_rgb(3, 60, 80)
@@ -50,7 +56,7 @@ class Setup:
         self.cameras = [Camera(node, NodeConfig(), name) for name in names]
         for camera in self.cameras:
             camera.subscribe(lambda camera, raw: self.batch.update({camera: raw}), None)
-        monkeypatch.setattr(Camera, 'wanted', lambda _camera, _topic: True)
+        monkeypatch.setattr(Camera, 'has_subscribers', lambda _camera, _topic: True)
         monkeypatch.setattr(Camera, 'is_active', lambda _camera: True)
         monkeypatch.setattr(Camera, 'publish', lambda camera, topic, _message:
                             self.published.append((camera.name, topic)))
@@ -72,11 +78,11 @@ class Setup:
             message.header.stamp.sec, message.header.stamp.nanosec = stamp
             camera._on_image(serialize_message(message))
         try:
-            self.pipeline.answer(self.batch)
+            self.pipeline.process_batch(self.batch)
         finally:
             for account in map(Camera.counts, self.cameras):
                 assert account['pending'] == 0
-                assert account['received'] == sum(account[end] for end in ENDS)
+                assert account['received'] == sum(account[end] for end in OUTCOMES)
 
     def causes(self):
         return [{cause: n for cause, n in camera.counts().items() if ': ' in cause}
@@ -122,12 +128,12 @@ def test_all_depth_goes_before_the_slower_outputs_of_any(make):
 
 def test_nothing_is_made_that_nobody_wants(make, monkeypatch):
     setup, made = make(''), []
-    monkeypatch.setattr(Camera, 'wanted', lambda _camera, topic: topic == 'depth/image')
+    monkeypatch.setattr(Camera, 'has_subscribers', lambda _camera, topic: topic == 'depth/image')
     for topic, (kind, function) in OUTPUTS.items():
         monkeypatch.setitem(OUTPUTS, topic, (
             kind, lambda *inputs, topic=topic, function=function:
             made.append(topic) or function(*inputs)))
-    setup.cameras[0].stream.on_info(serialize_message(camera_info(Header(), 80, 60)))
+    setup.cameras[0].context.on_camera_info(serialize_message(camera_info(Header(), 80, 60)))
     setup.send(RGB)
     assert made == ['depth/image']
     assert setup.published == [('', 'depth/image')]
@@ -157,7 +163,7 @@ def test_impossible_stamps_are_foreign_stamps(stamp, make):
 def test_what_is_odd_about_images_is_said_once_and_lost_pixels_are_counted(make):
     setup = make('')
     camera = setup.cameras[0]
-    camera.stream.config = NodeConfig(depth_encoding='16UC1')
+    camera.context.config = NodeConfig(depth_encoding='16UC1')
     setup.pipeline.config = setup.estimator.config.replace(
         bins=[70.0 + metres for metres in setup.estimator.config.bins])
     for picture in (RGB, RGB, RGB[:40]):
@@ -178,14 +184,14 @@ def fail(*_, **__):
 
 @pytest.mark.parametrize(('broken', 'what'), [
     ('depth/image', 'rejected'), ('points', 'no cloud'), ('depth/words', 'no pictures'),
-    ('note_published', 'rejected'), ('note', 'no pictures')])
+    ('record_publication', 'rejected'), ('update_statistics', 'no pictures')])
 def test_what_fails_behind_the_network_is_counted_and_costs_one_camera(
         broken, what, make, monkeypatch):
     """Publication, and what only takes note."""
     setup = make('front', 'rear')
     front, rear = setup.cameras
     for camera in setup.cameras:
-        camera.stream.on_info(serialize_message(camera_info(Header(), 80, 60)))
+        camera.context.on_camera_info(serialize_message(camera_info(Header(), 80, 60)))
     publish = Camera.publish
     if '/' in broken or broken == 'points':
         monkeypatch.setattr(front, 'publish', lambda topic, message: fail() if topic == broken
@@ -239,14 +245,15 @@ def test_a_camera_info_that_is_replaced_meanwhile_is_read_once(monkeypatch):
     """Else the content of one message would stand for the camera of another."""
     wide, narrow = (serialize_message(camera_info(Header(), 80, 60, k=(focal, focal, 40.0, 30.0)))
                     for focal in (60.0, 90.0))
-    stream = Stream(messages.read, NodeConfig())
+    context = CameraContext(messages.deserialize, NodeConfig())
     with monkeypatch.context() as patch:
         reads = itertools.cycle([wide, narrow])
-        patch.setattr(Stream, 'info', property(lambda _stream: next(reads)), raising=False)
-        stream.model(80, 60)
+        patch.setattr(CameraContext, 'camera_info', property(lambda _context: next(reads)),
+                      raising=False)
+        context.camera_model(80, 60)
     for info, focal in ((narrow, 90.0), (wide, 60.0)):
-        stream.on_info(info)
-        assert stream.model(80, 60).K[0, 0] == focal
+        context.on_camera_info(info)
+        assert context.camera_model(80, 60).K[0, 0] == focal
 
 
 # The worker's thread -----------------------------------------------------------------------------
@@ -266,11 +273,11 @@ def worker(make, monkeypatch):
     pipeline = make().pipeline
     pipeline.begun, pipeline.go_on, pipeline.batches = threading.Event(), threading.Event(), []
 
-    def answer(batch):
+    def process_batch(batch):
         pipeline.batches.append((list(batch.items()), threading.get_ident()))
         pipeline.begun.set()
         assert pipeline.go_on.wait(PATIENCE)
-    monkeypatch.setattr(pipeline, 'answer', answer)
+    monkeypatch.setattr(pipeline, 'process_batch', process_batch)
     return pipeline
 
 
@@ -302,7 +309,7 @@ def test_images_that_wait_can_be_left_and_are_counted(worker):
 
 def test_the_worker_hands_over_what_an_answer_raises_and_goes_on(make, monkeypatch):
     setup = make()
-    monkeypatch.setattr(setup.pipeline, 'answer', fail)
+    monkeypatch.setattr(setup.pipeline, 'process_batch', fail)
     for _ in range(2):
         setup.pipeline.put(Slot(), b'1')
         setup.pipeline.submit(bool).result(PATIENCE)
@@ -316,10 +323,10 @@ def test_the_worker_hands_over_what_an_answer_raises_and_goes_on(make, monkeypat
 def test_values_fade_and_percentiles_are_nearest_rank_over_a_bounded_window(monkeypatch):
     clock = types.SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(camera_module, 'time', clock)
-    monkeypatch.setattr(camera_module, 'WINDOW', 100)
-    window = Window()
+    monkeypatch.setattr(camera_module, 'WINDOW_SAMPLES', 100)
+    window = RollingWindow()
     assert math.isnan(window.percentile(50))
-    assert math.isnan(window.recent())
+    assert math.isnan(window.mean())
     for value in range(1, 1001):
         window.add(value)
     assert [window.percentile(p) for p in (1, 50, 99, 100)] == [901, 950, 999, 1000]
@@ -328,7 +335,7 @@ def test_values_fade_and_percentiles_are_nearest_rank_over_a_bounded_window(monk
         clock.now += passed
         if value:
             window.add(value)
-        means.append(window.recent())
+        means.append(window.mean())
     assert means[:3] == [1.0, 2.0, 3.0]
     assert math.isnan(means[3])
 
@@ -338,23 +345,23 @@ def test_each_matter_is_said_once_in_a_while():
     log = types.SimpleNamespace(warning=lambda text: said.append(('warning', text)),
                                 error=lambda text: said.append(('error', text)))
     node = types.SimpleNamespace(get_logger=lambda: log)
-    say = Say(node, 'front: ')
+    throttled = ThrottledLog(node, 'front: ')
     for key in ('a', 'b', 'a', 'b'):
-        say.once(key, key.upper())
-    say.once('c', 'C', 'error')
+        throttled.write(key, key.upper())
+    throttled.write('c', 'C', 'error')
     assert said == [('warning', 'front: A'), ('warning', 'front: B'), ('error', 'front: C')]
-    always = Say(node, period=0.0)
+    always = ThrottledLog(node, period=0.0)
     for _ in range(2):
-        always.once('a', 'again')
+        always.write('a', 'again')
     assert said[3:] == [('warning', 'again')] * 2
 
 
 def test_the_summary_tells_the_whole_account():
     counts = Counter(received=10, published=4, dropped=2, idle=1, pending=1, rejected=2)
     counts.update({'rejected: wrong step': 2, 'no cloud: absent': 3})
-    assert summary(counts) == ('10 received = 4 published + 2 dropped + 2 rejected + 1 idle + '
-                               '1 pending; idle: nobody subscribed to an output; '
-                               'no cloud: absent: 3; rejected: wrong step: 2')
+    assert account_summary(counts) == (
+        '10 received = 4 published + 2 dropped + 2 rejected + 1 idle + 1 pending; idle: nobody '
+        'subscribed to an output; no cloud: absent: 3; rejected: wrong step: 2')
 
 
 # The process -------------------------------------------------------------------------------------
@@ -362,7 +369,7 @@ def test_the_summary_tells_the_whole_account():
 STUCK = """
 import sys, threading, time
 from depthclip_ros.node import process
-process.LAST_PATIENCE = 0.1
+process.JOIN_TIMEOUT = 0.1
 if 'stuck' in sys.argv:
     threading.Thread(target=time.sleep, args=(3600,)).start()
 print('said', end='')

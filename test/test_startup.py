@@ -37,14 +37,14 @@ from sensor_msgs.msg import CameraInfo, Image
 from depthclip_ros.core import CameraImage
 from depthclip_ros.messages import types as messages
 from depthclip_ros.messages.config import NodeConfig
-from depthclip_ros.messages.frame import Stream
+from depthclip_ros.messages.frame import CameraContext
 from depthclip_ros.messages.image_io import to_rgb
 rgb = to_rgb(Image(height=64, width=64, step=192, encoding='rgb8', data=bytes(64 * 192)), 1 << 20)
-stream = Stream(messages.read, NodeConfig())
-stream.on_info(serialize_message(CameraInfo(
+context = CameraContext(messages.deserialize, NodeConfig())
+context.on_camera_info(serialize_message(CameraInfo(
     height=64, width=64, distortion_model='plumb_bob', d=[0.0] * 5,
     k=[50.0, 0.0, 32.0, 0.0, 50.0, 32.0, 0.0, 0.0, 1.0])))
-model = stream.model(64, 64)
+model = context.camera_model(64, 64)
 prediction = estimator.predict(CameraImage(rgb, model))
 model.patch_rays(*prediction.patch_depth.shape)
 print(json.dumps([before, ready, list(sys.modules)]))

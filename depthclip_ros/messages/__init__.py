@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door for messages: what node, bags, calibrations and anchors read and answer alike.
+"""Messages to arrays and back: shared by node, bags and calibrations.
 
-Settings, frames, anchors and answers are here, too: nothing of it needs ROS.
+Settings, frames, anchors and outputs are here, too; nothing but `types.make` needs ROS.
 """

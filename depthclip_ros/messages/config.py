@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the node is fed and what it sends: every setting and its default, once. Needs no ROS."""
+"""Settings of the node's inputs and outputs, each with its default. Needs no ROS."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ..resources import config_path
 # Parameters that ROS itself, not this package, declares on a node.
 ROS_OWN = re.compile(
     r'use_sim_time$|start_type_description_service$|(qos_overrides|diagnostic_updater)(\.|$)')
-FURTHEST_POSE = 1000.0  # metres, radians
+MAX_POSE_VALUE = 1000.0  # metres, radians
 GROUND = 'ground'
 ANCHORS = ('scan', 'points', 'depth', GROUND)
 
 
 @dataclass(frozen=True)
 class NodeConfig(Settings):
-    """How the node is fed and what it publishes."""
+    """Settings of the node's inputs and outputs."""
 
     weights: str = define(
         '', "CLIP weights: an official name, 'demo' (with its own settings), a file, or "
@@ -111,24 +111,24 @@ class NodeConfig(Settings):
 
 
 def parse_pose(text: str) -> tuple[float, ...]:
-    """Read x, y, z in metres and roll, pitch, yaw in radians.
+    """Parse x, y, z in metres and roll, pitch, yaw in radians.
 
     Raises:
-        ConfigError: it is something else than six finite numbers.
+        ConfigError: the text is not six numbers below MAX_POSE_VALUE.
 
     """
     try:
         numbers = tuple(map(float, text.split()))
     except ValueError:
         numbers = ()
-    if len(numbers) != 6 or not all(abs(number) < FURTHEST_POSE for number in numbers):
+    if len(numbers) != 6 or not all(abs(number) < MAX_POSE_VALUE for number in numbers):
         raise ConfigError(f"anchor_pose: {quoted(text)} must be six numbers, 'x y z roll pitch "
                           "yaw' in metres and radians, or empty.")
     return numbers
 
 
 def check_camera_names(names: Sequence[str]) -> None:
-    """Refuse names that cannot be namespaces of topics, none at all, and one given twice."""
+    """Refuse names that cannot be namespaces of topics, and one that occurs twice."""
     if len(set(names)) < len(names):
         raise ConfigError(f'cameras: {quoted(list(names))} holds one name twice; give '
                           "every camera a name of its own, or a single one ''.")
@@ -141,22 +141,23 @@ def check_camera_names(names: Sequence[str]) -> None:
 
 
 def foreign_names(values: Mapping[str, Any]) -> list[str]:
-    """Names of parameters that are neither this node's nor ROS's own: a robot's, in one file.
+    """List parameters that are neither this node's nor ROS's own, as in a robot's shared file.
 
     Raises:
-        ConfigError: one is almost the name of a setting, and so misspelt; or it was a setting, and
-            had an effect.
+        ConfigError: a name is near to that of a setting, and so misspelt, or is that of a former
+            setting with an effect.
 
     """
-    known = DepthConfig.names() + NodeConfig.names()
-    foreign = sorted(name for name in values if name not in known and not ROS_OWN.match(name))
-    if mistaken := [name for name in foreign if is_mistaken(name, values[name], known)]:
-        raise ConfigError(unknown_message(mistaken, known))
+    setting_names = DepthConfig.names() + NodeConfig.names()
+    foreign = sorted(
+        name for name in values if name not in setting_names and not ROS_OWN.match(name))
+    if mistaken := [name for name in foreign if is_mistaken(name, values[name], setting_names)]:
+        raise ConfigError(unknown_message(mistaken, setting_names))
     return foreign
 
 
 def foreign_notice(names: Sequence[str]) -> str:
-    """What is said of parameters of others."""
+    """Return the warning about foreign parameters."""
     return (f'{quoted(first_of(names))}: no setting of depth_node, and without effect on it '
             '(config/depth.yaml has all).')
 
@@ -168,10 +169,10 @@ def read_config(
 
     The file has the usual form: node name or wildcard (`/**`, `/*`, `/front/depth_node`), then
     `ros__parameters`. Every section that matches the node, by its bare or fully qualified name,
-    applies in file order; sections of other nodes are left alone.
+    applies in file order; sections of other nodes are ignored.
 
     Returns:
-        The core's and the node's settings; what the file leaves out keeps its default.
+        The core's and the node's settings, with defaults for those that the file leaves out.
 
     Raises:
         ConfigError: missing or malformed file, no section for the node, misspelt or wrong setting.
@@ -179,17 +180,17 @@ def read_config(
     """
     values = read_values(path, node_name)
     try:
-        return split(values)
+        return build_configs(values)
     except ConfigError as error:
         raise ConfigError(f'{path}: {error}') from error
 
 
-def split(values: Mapping[str, Any]) -> tuple[DepthConfig, NodeConfig]:
-    """Build both configurations from one set of values; what is missing keeps its default.
+def build_configs(values: Mapping[str, Any]) -> tuple[DepthConfig, NodeConfig]:
+    """Build both configurations from one set of values, with defaults for missing ones.
 
     Raises:
-        ConfigError: a value is wrong.
-        MismatchError: values of the core are right, but do not fit each other.
+        ConfigError: a value is wrong by itself.
+        MismatchError: values of the core do not fit each other.
 
     """
     node = NodeConfig.from_dict({k: v for k, v in values.items() if k in NodeConfig.names()})
@@ -200,9 +201,9 @@ def split(values: Mapping[str, Any]) -> tuple[DepthConfig, NodeConfig]:
 def read_values(
     path: str | Path, node_name: str = 'depth_node', log: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Read what a ROS parameter file sets, as `read_config`; values are not checked.
+    """Read the values of a ROS parameter file, as `read_config`, without a check of them.
 
-    `log` is told which parameters in it are of others.
+    `log` receives the warning about foreign parameters.
 
     Raises:
         ConfigError: missing or malformed file, no section for the node, misspelt setting.
@@ -215,34 +216,37 @@ def read_values(
         raise ConfigError(f'{path}: {error}') from error
     if foreign and log is not None:
         log(f'WARNING: {path}: {foreign_notice(foreign)}')
-    known = DepthConfig.names() + NodeConfig.names()
-    return {key: value for key, value in values.items() if key in known}
+    setting_names = DepthConfig.names() + NodeConfig.names()
+    return {key: value for key, value in values.items() if key in setting_names}
 
 
 def with_demo_settings(
-    depth: DepthConfig, weights: str, given: Collection[str] = (),
+    depth: DepthConfig, weights: str, names: Collection[str] = (),
 ) -> tuple[DepthConfig, str]:
-    """Give the demo model its own settings (config/demo.yaml), without which it cannot work.
+    """Replace defaults by the settings of the demo model (config/demo.yaml), which needs them.
 
-    What was given counts, also where it is the default; tokens and bins count as one. Nothing
-    changes unless the weights are 'demo'.
+    Args:
+        depth: the core's settings.
+        weights: their name; for others than 'demo' nothing changes.
+        names: names of settings that the user set, which are not replaced; tokens and bins are
+            replaced together.
 
     Returns:
         The settings to use, and a sentence to log; '' if nothing changed.
 
     Raises:
-        DepthClipError: config/demo.yaml is missing, or does not fit what was given.
+        DepthClipError: config/demo.yaml is missing, or does not fit the user's settings.
 
     """
     if weights != DEMO:
         return depth, ''
-    own = DepthConfig.from_yaml(config_path(DEMO))
-    chosen = set(given)
-    if chosen & {'tokens', 'bins'}:
-        chosen |= {'tokens', 'bins'}
-    result = own.replace(**{
-        name: getattr(depth, name) for name in depth.names() if name in chosen})
-    taken = [name for name in depth.names() if getattr(result, name) != getattr(depth, name)]
-    if not taken:
+    demo = DepthConfig.from_yaml(config_path(DEMO))
+    fixed_names = set(names)
+    if fixed_names & {'tokens', 'bins'}:
+        fixed_names |= {'tokens', 'bins'}
+    result = demo.replace(**{
+        name: getattr(depth, name) for name in depth.names() if name in fixed_names})
+    changed = [name for name in depth.names() if getattr(result, name) != getattr(depth, name)]
+    if not changed:
         return depth, ''
-    return result, f'weights: {DEMO} bring their own {", ".join(taken)} (config/demo.yaml).'
+    return result, f'weights: {DEMO} bring their own {", ".join(changed)} (config/demo.yaml).'

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image messages to arrays and back: the only file that touches `msg.data`.
+"""Image messages to arrays and back: the only file that reads `msg.data`.
 
-No message type is imported: rclpy's messages and those of `rosbags` are read alike.
+It imports no message type, so that messages of rclpy and of `rosbags` are read alike.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..core.opencv import cv2
 
 UInt8 = NDArray[np.uint8]
 
-MAX_PIXELS = 7680 * 4320  # of an image (8K); for a larger one no memory is taken
+MAX_PIXELS = 7680 * 4320  # of an image (8K); no memory is allocated for a larger one
 
 _BIG_ENDIAN = int(sys.byteorder == 'big')
 
-COMPRESSED_DEPTH = 'compresseddepth'  # in a message's format, whatever its capitals
+COMPRESSED_DEPTH = 'compresseddepth'  # part of a message's format, in lower case
 PNG_START = b'\x89PNG\r\n\x1a\n'
 _JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
 TIFF_STARTS = b'II*\0', b'MM\0*'
-# Every kind of compression has its own start of frame, with the size in the same place.
+# Each JPEG compression has a start-of-frame marker of its own, with the size in the same place.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _CODECS = 'h264', 'h265', 'hevc', 'av1', 'vp8', 'vp9', 'mpeg4'
 _VIDEO = ('It is a video stream, and no picture of it can be read by itself: decode it first '
@@ -38,21 +38,21 @@ _NETWORK = 'Check the sender and the network (lost fragments, a size limit of th
 
 
 class Layout(NamedTuple):
-    """How pixels lie in a message, and what makes RGB of them."""
+    """Memory layout of a message's pixels, and their conversion to RGB."""
 
     channels: int  # of a pixel
-    to_rgb: str | None  # code of cv2.cvtColor; None: it is RGB
+    to_rgb: str | None  # code of cv2.cvtColor; None: the pixels are RGB
     bits: int = 8  # of a channel
-    shared: int = 1  # pixels across (and down, of planes) that share a colour
+    shared: int = 1  # pixels across (in planes also down) that share a colour
 
 
-# The generic types have OpenCV's order of colours. 16UC1 is read as a grey picture like mono16.
+# The generic types have OpenCV's channel order. 16UC1 is read as a grey picture like mono16.
 _COLOURS = {
     'rgb': (3, None), 'bgr': (3, 'BGR2RGB'), 'rgba': (4, 'RGBA2RGB'), 'bgra': (4, 'BGRA2RGB'),
     'mono': (1, 'GRAY2RGB')}
 _GENERIC = {'C1': 'mono', 'C3': 'bgr', 'C4': 'bgra'}
-# OpenCV names a mosaic by the four pixels one further down and right. Of 16-bit mosaics the upper
-# 8 bits are taken first: OpenCV interpolates those twenty times faster, within one step of 255.
+# OpenCV names a mosaic by the four pixels one further down and right. Only the upper 8 bits of
+# 16-bit mosaics are used: OpenCV interpolates them twenty times faster, within one step of 255.
 _MOSAICS = {'rggb': 'BG', 'bggr': 'RG', 'gbrg': 'GR', 'grbg': 'GB'}
 ENCODINGS = {
     **{f'{name}{bits}': Layout(*colours, bits)
@@ -64,23 +64,22 @@ ENCODINGS = {
     'yuv422': Layout(2, 'YUV2RGB_UYVY', shared=2), 'uyvy': Layout(2, 'YUV2RGB_UYVY', shared=2),
     'yuv422_yuy2': Layout(2, 'YUV2RGB_YUY2', shared=2),
     'yuyv': Layout(2, 'YUV2RGB_YUY2', shared=2),
-    # A plane of Y, and below it one of U and V (nv21: V and U) for every two by two pixels, as
-    # V4L2 has it: `height` is the picture's, `step` that of Y.
+    # A plane of Y, and below it one of U and V (nv21: V and U) for two by two pixels each, as in
+    # V4L2: `height` is the picture's, `step` that of Y.
     'nv12': Layout(1, 'YUV2RGB_NV12', shared=2), 'nv21': Layout(1, 'YUV2RGB_NV21', shared=2),
 }
 
 
 def to_rgb(msg: Any, max_pixels: int = MAX_PIXELS) -> UInt8:
-    """Give the picture in a `sensor_msgs/Image` or a `sensor_msgs/CompressedImage`.
+    """Decode a `sensor_msgs/Image` or a `sensor_msgs/CompressedImage` to RGB.
 
-    rgb8 is not copied: the result looks into the message, and rows keep their padding between
-    them. Of 16-bit channels the upper 8 bits count, in every picture alike: a camera that uses
-    only 10 or 12 of the 16 bits gives dark pictures, but never flickering ones.
+    rgb8 is not copied: the result is a view of the message, with the padding between its rows. Of
+    16-bit channels the upper 8 bits are used, in every picture alike: a camera that uses only 10
+    or 12 of the 16 bits gives dark pictures, but never flickering ones.
 
-    A compressed image is a JPEG or a PNG; which, its own first bytes say, and so do its own
-    markers say which colour is which. Of the message's format counts that a Bayer mosaic was
-    compressed. An orientation in the file's own notes is not followed: it would be another picture
-    than the one that camera_info belongs to.
+    The first bytes of a compressed image decide between JPEG and PNG, and its markers give the
+    order of colours; the message's format only says whether it is a Bayer mosaic. An orientation
+    in the file's metadata is ignored, since camera_info belongs to the picture as it is stored.
 
     Returns:
         uint8 (H, W, 3) RGB.
@@ -94,12 +93,12 @@ def to_rgb(msg: Any, max_pixels: int = MAX_PIXELS) -> UInt8:
     if not hasattr(msg, 'encoding'):
         return _compressed_to_rgb(msg, max_pixels)
     layout = layout_of(msg, ENCODINGS)
-    return _converted(pixels_of(msg, layout, max_pixels), layout.to_rgb)
+    return _convert_color(pixels_of(msg, layout, max_pixels), layout.to_rgb)
 
 
 def image_fields(pixels: NDArray[Any], encoding: str, header: Any) -> dict[str, Any]:
-    """Fields of an image message of (H, W[, C]) pixels that have its encoding's type already."""
-    # rclpy takes an array.array as it is; of anything else it looks at every byte.
+    """Return the fields of an image message of (H, W[, C]) pixels of the encoding's type."""
+    # rclpy takes an array.array as it is; of any other type it checks every byte.
     data = array.array('B')
     data.frombytes(np.ascontiguousarray(pixels).reshape(-1).view(np.uint8).data)
     return {'header': header, 'height': pixels.shape[0], 'width': pixels.shape[1],
@@ -108,35 +107,40 @@ def image_fields(pixels: NDArray[Any], encoding: str, header: Any) -> dict[str, 
 
 
 def data_of(msg: Any) -> UInt8:
-    """The message's data, without a copy where it is in memory."""
+    """Return the message's data as bytes, without a copy where they are in memory."""
     data = msg.data
     if hasattr(data, 'to_bytes') and not isinstance(data, np.ndarray):
-        data = data.to_bytes()  # rosidl_buffer.Buffer, from Lyrical on
+        data = data.to_bytes()  # a rosidl_buffer.Buffer, from Lyrical on
     return np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
 
 
 # Raw images --------------------------------------------------------------------------------------
 
 
-def layout_of(msg: Any, known: dict[str, Layout]) -> Layout:
-    """How the pixels of a raw image's encoding lie.
+def layout_of(msg: Any, layouts: dict[str, Layout]) -> Layout:
+    """Return the layout of a raw image's encoding.
 
     Raises:
         ImageError: 'unknown encoding'.
 
     """
-    layout = known.get(str(msg.encoding))
+    layout = layouts.get(str(msg.encoding))
     if layout is None:
         raise ImageError(
             'unknown encoding',
-            f'The image has encoding {quoted(str(msg.encoding))}; known are {", ".join(known)}. '
+            f'The image has encoding {quoted(str(msg.encoding))}; known are {", ".join(layouts)}. '
             + (_VIDEO if is_video(str(msg.encoding)) else
                'Set the camera driver to one of these, or use another topic.'))
     return layout
 
 
 def pixels_of(msg: Any, layout: Layout, max_pixels: int) -> NDArray[Any]:
-    """(H, W[, channels]) view of the data in the message's byte order; of nv12 (H * 3 / 2, W)."""
+    """View the data as (H, W[, channels]) in the message's byte order; nv12 as (H * 3 / 2, W).
+
+    Raises:
+        ImageError: size, step and amount of data do not agree.
+
+    """
     data = data_of(msg)
     width, height, step = int(msg.width), int(msg.height), int(msg.step)
     if not (data.size and width and height):
@@ -151,7 +155,7 @@ def pixels_of(msg: Any, layout: Layout, max_pixels: int) -> NDArray[Any]:
     size = layout.bits // 8
     row, rows = width * layout.channels * size, height * 3 // 2 if planes else height
     if data.size == rows * row:
-        step = row  # rows are dense, whatever their step is said to be
+        step = row  # the amount of data says that rows are dense, whatever the message's step
     if step < row:
         raise ImageError(
             'wrong step', f'The image has step {step}, but a row of {width} pixels in '
@@ -169,8 +173,8 @@ def pixels_of(msg: Any, layout: Layout, max_pixels: int) -> NDArray[Any]:
     return np.ndarray(shape, f'{order}u{size}', data.data, strides=strides)
 
 
-def _converted(pixels: NDArray[Any], code: str | None) -> UInt8:
-    """RGB of pixels with 8 or 16 bits a channel; None: they are RGB already."""
+def _convert_color(pixels: NDArray[Any], code: str | None) -> UInt8:
+    """Convert pixels of 8 or 16 bits a channel to RGB; the code None: they are RGB already."""
     if pixels.itemsize > 1:
         pixels = (pixels >> 8).astype(np.uint8)
     if code is None:
@@ -178,22 +182,22 @@ def _converted(pixels: NDArray[Any], code: str | None) -> UInt8:
     return np.asarray(cv2.cvtColor(pixels, getattr(cv2, f'COLOR_{code}')), np.uint8)
 
 
-def is_video(described: str) -> bool:
-    """Whether a format or an encoding names a video codec, whose images need those before them."""
-    return any(codec in described.lower() for codec in _CODECS)
+def is_video(format_name: str) -> bool:
+    """Return whether a format or encoding is a video codec, whose images need earlier ones."""
+    return any(codec in format_name.lower() for codec in _CODECS)
 
 
-def check_pixel_count(width: int, height: int, most: int) -> None:
-    """Refuse to take memory for a larger image.
+def check_pixel_count(width: int, height: int, limit: int) -> None:
+    """Refuse an image of more pixels than the limit, before memory is allocated.
 
     Raises:
         ImageError: 'too many pixels'.
 
     """
-    if width * height > most:
+    if width * height > limit:
         raise ImageError(
             'too many pixels',
-            f'The image has {width}x{height} = {width * height} pixels, but at most {most} are '
+            f'The image has {width}x{height} = {width * height} pixels, but at most {limit} are '
             'decoded. Let the camera publish smaller images.')
 
 
@@ -201,34 +205,34 @@ def check_pixel_count(width: int, height: int, most: int) -> None:
 
 
 def _compressed_to_rgb(msg: Any, max_pixels: int) -> UInt8:
-    described = str(msg.format)
-    if COMPRESSED_DEPTH in described.lower():
+    format_name = str(msg.format)
+    if COMPRESSED_DEPTH in format_name.lower():
         raise ImageError(
             'compressed depth',
-            f'The compressed image has format {quoted(described)}: it is a depth image, not a '
+            f'The compressed image has format {quoted(format_name)}: it is a depth image, not a '
             'colour picture. Remap image to a colour topic.')
-    pixels = decoded(data_of(msg).tobytes(), described, max_pixels)
+    pixels = decode_compressed(data_of(msg).tobytes(), format_name, max_pixels)
     if pixels.ndim == 2:
-        pattern = f'{described.strip()[: len("bayer_rggb")]}{8 * pixels.itemsize}'
-        known = pattern.startswith('bayer_') and pattern in ENCODINGS
-        return _converted(pixels, ENCODINGS[pattern if known else 'mono8'].to_rgb)
-    return _converted(pixels, 'BGRA2RGB' if pixels.shape[2] == 4 else 'BGR2RGB')
+        pattern = f'{format_name.strip()[: len("bayer_rggb")]}{8 * pixels.itemsize}'
+        is_mosaic = pattern.startswith('bayer_') and pattern in ENCODINGS
+        return _convert_color(pixels, ENCODINGS[pattern if is_mosaic else 'mono8'].to_rgb)
+    return _convert_color(pixels, 'BGRA2RGB' if pixels.shape[2] == 4 else 'BGR2RGB')
 
 
-def decoded(
-    data: bytes, described: str, max_pixels: int, *, tiff: bool = False,
+def decode_compressed(
+    data: bytes, format_name: str, max_pixels: int, *, tiff: bool = False,
 ) -> NDArray[Any]:
-    """Decode a JPEG or PNG, or if `tiff` a TIFF, that is whole and not too large.
+    """Decode a JPEG or PNG, or with `tiff` a TIFF, after a check of its completeness and size.
 
-    A decoder does not tell: OpenCV fills the missing part of a JPEG with grey, and takes memory
-    for whatever size a file claims. Other files that it reads are refused.
+    OpenCV itself fills the missing part of a JPEG with grey, and allocates memory for any size
+    that a file claims. Other formats that OpenCV reads are refused.
 
     Returns:
         (H, W), (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or uint16; of a TIFF also float32.
 
     """
     if not data:
-        raise ImageError('empty image', f'The compressed image (format {quoted(described)}) has '
+        raise ImageError('empty image', f'The compressed image (format {quoted(format_name)}) has '
                                         f'no data. {_DRIVER}')
     size = size_of(data) if tiff or not data.startswith(TIFF_STARTS) else None
     pixels = None
@@ -241,15 +245,15 @@ def decoded(
             or (1 if pixels.ndim == 2 else pixels.shape[2]) not in (1, 3, 4):
         raise ImageError(
             'undecodable',
-            f'The compressed image (format {quoted(described)}, {len(data)} bytes that begin with '
-            f'{data[:8].hex(" ")}) is no JPEG or PNG that can be decoded. '
-            + (_VIDEO if is_video(described) else 'For another transport subscribe to the raw '
+            f'The compressed image (format {quoted(format_name)}, {len(data)} bytes that begin '
+            f'with {data[:8].hex(" ")}) is no JPEG or PNG that can be decoded. '
+            + (_VIDEO if is_video(format_name) else 'For another transport subscribe to the raw '
                'image (image_transport: raw); in a bag, republish it (image_transport).'))
     return pixels
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:
-    """(width, height) that a JPEG, PNG or TIFF claims; None of others, or where it has none.
+    """Read the (width, height) of a JPEG, PNG or TIFF; None for other data, or without a size.
 
     Raises:
         ImageError: 'truncated jpeg', 'truncated png'.
@@ -261,12 +265,12 @@ def size_of(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG that is whole (ITU-T T.81, annex B); None if it has none."""
+    """Read the (width, height) of a complete JPEG (ITU-T T.81, annex B); None without a size."""
     position = len(_JPEG_START)
     while position + 9 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker in _START_OF_FRAME:
-            # From the picture's data on these two bytes are its end and nothing else.
+            # After the start of the picture's data these two bytes occur only as its end.
             if data.rfind(_JPEG_END) < position:
                 raise _truncated('JPEG', data)
             return struct.unpack_from('>HH', data, position + 5)[::-1]
@@ -278,9 +282,9 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _png_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a PNG that is whole; None if it has none.
+    """Read the (width, height) of a complete PNG; None without a size.
 
-    Its chunks are followed to the end: the decoder takes memory for any length that one claims.
+    All chunks are checked, since the decoder allocates memory for any length that one claims.
     """
     position = len(PNG_START)
     while position + 12 <= len(data):
@@ -292,15 +296,15 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _tiff_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a TIFF, by its first directory."""
+    """Read the (width, height) in a TIFF's first directory."""
     tags, _ = tiff_directory(data)
     return (tags[256], tags[257]) if {256, 257} <= tags.keys() else None
 
 
 def tiff_directory(data: bytes) -> tuple[dict[int, int], int]:
-    """Values by tag of a TIFF's first directory, and where the next one is; 0: there is none.
+    """Read a TIFF's first directory (TIFF 6.0, section 2): values by tag, as far as data go.
 
-    TIFF 6.0, section 2. What the data end before is missing.
+    The second value is the offset of the next directory; 0: there is none.
     """
     order, tags = '<' if data.startswith(b'II') else '>', dict[int, int]()
     with contextlib.suppress(struct.error):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points that clouds and laser scans have measured, of rclpy's messages and those of `rosbags`."""
+"""Measured points of clouds and laser scans, in messages of rclpy and of `rosbags`."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from .image_io import data_of
 
 Float64 = NDArray[np.float64]
 
-# Drivers of lidars tell a beam without a return by a point in the sensor's own origin, where it
-# can see nothing.
-NEAREST, FURTHEST = 0.01, 1e6  # metres from there
-# A scanner says range_max where nothing returned (REP-117 wants +Inf), some say a little less.
-_SHORT_OF_MAX = 0.005  # metres
-_FAR_BEYOND = 1.5  # times range_max, of ranges that are in another unit
-_FLOATS = {7: 'f4', 8: 'f8'}  # of sensor_msgs/PointField, those that a coordinate can have
+# Lidar drivers encode a beam without a return as a point in the sensor's origin.
+MIN_DISTANCE, MAX_COORDINATE = 0.01, 1e6  # metres from the origin
+# Some scanners give range_max, or a little less, where nothing returned (REP-117 wants +Inf).
+_MAX_MARGIN = 0.005  # metres
+_UNIT_FACTOR = 1.5  # shortest range, in range_max, from which on the unit must be wrong
+_FLOATS = {7: 'f4', 8: 'f8'}  # floating-point datatypes of sensor_msgs/PointField
 
 
-def cloud_points(msg: Any, most: int = 0) -> Float64:
-    """Give the measured points of a `sensor_msgs/PointCloud2`: (N, 3) metres in its frame.
+def cloud_points(msg: Any, limit: int = 0) -> Float64:
+    """Extract the measured points of a `sensor_msgs/PointCloud2`: (N, 3) metres in its frame.
 
-    Points that are not finite, or within `NEAREST` of the frame's origin, are no measurements.
-    `row_step` counts only where there are several rows, and the amount of data agrees with it;
-    many drivers leave it at 0, or have the size of all data there.
+    Points that are not finite, or within `MIN_DISTANCE` of the frame's origin, are no
+    measurements. `row_step` is used only if there are several rows and the amount of data agrees
+    with it: many drivers set it to 0, or to the size of all data.
 
     Args:
-        msg: of rclpy or of `rosbags`.
-        most: of more points than that every second, third, … counts; 0: all.
+        msg: message of rclpy or of `rosbags`.
+        limit: greatest number of points, of which every second, third, … is taken; 0: all.
 
     Raises:
         RangeError: 'wrong layout'.
@@ -52,25 +51,25 @@ def cloud_points(msg: Any, most: int = 0) -> Float64:
             'formats': [order + _FLOATS[int(fields[name].datatype)] for name in 'xyz'],
             'offsets': [int(fields[name].offset) for name in 'xyz']})
     except (KeyError, TypeError, ValueError) as error:
-        there = {name: int(field.datatype) for name, field in fields.items()}
+        datatypes = {name: int(field.datatype) for name, field in fields.items()}
         raise _wrong_layout(msg, data.size, (
             f'does not have x, y and z as floating point within {step} bytes; its fields and '
-            f'their datatypes are {quoted(there)}')) from error
+            f'their datatypes are {quoted(datatypes)}')) from error
     if row < dense or data.size < (height - 1) * row + dense:
         raise _wrong_layout(msg, data.size, (
             f'needs {height} rows of {dense} bytes; row_step is {row}'))
     cloud = np.ndarray((height, width), kind, data.data, strides=(row, step))
-    if most and width * height > most:
-        every = -(-width * height // most)
-        cloud = cloud[np.divmod(np.arange(0, width * height, every), width)]
-    return _measured(*(cloud[name].ravel().astype(np.float64) for name in 'xyz'))
+    if limit and width * height > limit:
+        stride = -(-width * height // limit)
+        cloud = cloud[np.divmod(np.arange(0, width * height, stride), width)]
+    return _valid_points(*(cloud[name].ravel().astype(np.float64) for name in 'xyz'))
 
 
 def scan_points(msg: Any) -> Float64:
-    """Give the points of a `sensor_msgs/LaserScan`: (N, 3) metres in its frame, z = 0.
+    """Extract the points of a `sensor_msgs/LaserScan`: (N, 3) metres in its frame, z = 0.
 
     Ranges that are not finite, below range_min, or at range_max and beyond are no measurements
-    (REP-117). A limit that its driver has not filled in (0, or NaN) is none.
+    (REP-117). A limit of 0 or NaN, which the driver did not set, is ignored.
 
     Raises:
         RangeError: 'wrong angles', 'beyond range_max'.
@@ -78,22 +77,22 @@ def scan_points(msg: Any) -> Float64:
     """
     ranges = np.asarray(msg.ranges, np.float64)
     angles = _angles(msg, ranges.size)
-    measured = np.isfinite(ranges) & (ranges > 0) & ~(ranges < msg.range_min)
+    valid = np.isfinite(ranges) & (ranges > 0) & ~(ranges < msg.range_min)
     if msg.range_max > 0:
-        least = np.min(ranges, where=measured, initial=np.inf)
-        if measured.any() and least > _FAR_BEYOND * msg.range_max:
+        shortest = np.min(ranges, where=valid, initial=np.inf)
+        if valid.any() and shortest > _UNIT_FACTOR * msg.range_max:
             raise RangeError('beyond range_max', (
-                f'All ranges of the scan are beyond range_max: {least:.4g} m and more, of '
+                f'All ranges of the scan are beyond range_max: {shortest:.4g} m and more, of '
                 f"{msg.range_max:.4g} m. Are they millimetres? Check the scanner's driver."))
-        measured &= ranges < msg.range_max - _SHORT_OF_MAX
-    angles, ranges = angles[measured], ranges[measured]
-    return _measured(ranges * np.cos(angles), ranges * np.sin(angles), 0 * ranges)
+        valid &= ranges < msg.range_max - _MAX_MARGIN
+    angles, ranges = angles[valid], ranges[valid]
+    return _valid_points(ranges * np.cos(angles), ranges * np.sin(angles), 0 * ranges)
 
 
 def _angles(msg: Any, count: int) -> Float64:
-    """Radians of a scan's beams. Where angle_max contradicts the others, who knows which is right.
+    """Compute the angles of a scan's beams in radians; angle_max must agree with the others.
 
-    A full circle may go either way round; and some drivers leave angle_max at 0.
+    It may differ for a full circle, which may go either way round, and if a driver leaves it at 0.
     """
     start, end, step = (float(v) for v in (msg.angle_min, msg.angle_max, msg.angle_increment))
     sweep = step * (count - 1)
@@ -107,14 +106,14 @@ def _angles(msg: Any, count: int) -> Float64:
     return start + step * np.arange(count, dtype=np.float64)
 
 
-def _measured(*coordinates: Float64) -> Float64:
-    """(N, 3) without what is no measurement."""
+def _valid_points(*coordinates: Float64) -> Float64:
+    """Stack coordinates to (N, 3), without points that are no measurements."""
     points = np.stack(coordinates, axis=-1)
     with np.errstate(invalid='ignore', over='ignore'):
         far = np.abs(points).max(axis=1)
         near = np.linalg.norm(points, axis=1)
-    measured: Float64 = points[(far < FURTHEST) & (near >= NEAREST)]
-    return measured
+    valid_points: Float64 = points[(far < MAX_COORDINATE) & (near >= MIN_DISTANCE)]
+    return valid_points
 
 
 def _wrong_layout(msg: Any, size: int, problem: str) -> RangeError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of the messages that are used; those of rclpy are made and read here.
+"""Names of message types, and functions that create and deserialise rclpy's messages.
 
-What makes messages takes `make` as its first argument, what reads them `read`, so that a bag is
-converted without ROS: `bags/messages.py` has those of `rosbags`.
+Functions elsewhere take `create_message` or `deserialize` as their first argument, so that a bag
+is converted without ROS: `bags/messages.py` has both for `rosbags`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from ..core.errors import DataError, quoted
 
-Make = Callable[..., Any]  # of a type such as 'sensor_msgs/msg/Image', and its fields
-Read = Callable[[bytes, str], Any]  # of a serialised message, and its type
+CreateMessage = Callable[..., Any]  # from a type such as 'sensor_msgs/msg/Image', and its fields
+Deserialize = Callable[[bytes, str], Any]  # from a serialised message, and its type
 
 IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
@@ -25,19 +25,20 @@ POINT_CLOUD = 'sensor_msgs/msg/PointCloud2'
 SCAN = 'sensor_msgs/msg/LaserScan'
 TF = 'tf2_msgs/msg/TFMessage'
 
-# What a camera listens to, beside the sensor of its anchor; for the reference.
+# Topics that a camera subscribes to, beside the sensor of its anchor; for the reference.
 INPUTS = {
     'image': (IMAGE, 'any common encoding; image/compressed with `image_transport: compressed`'),
     'camera_info': (CAMERA_INFO, (
-        "the latest one counts, also one that was sent before; it must be of the image's size")),
-    '/tf': (TF, 'where the sensor of the anchor is; with `anchor: ground` where the floor is'),
-    '/tf_static': (TF, 'likewise, what never moves'),
+        'the latest one counts, also a latched one from before the start; its size must be the '
+        "image's")),
+    '/tf': (TF, "pose of the anchor's sensor; with `anchor: ground` of the floor"),
+    '/tf_static': (TF, 'likewise, of frames that never move'),
 }
 
 
 @functools.cache
 def message_class(kind: str) -> Any:
-    """Class of a type such as 'sensor_msgs/msg/Image'; nothing is imported before.
+    """Import and return the class of a type such as 'sensor_msgs/msg/Image'.
 
     Raises:
         ImportError: it is not installed.
@@ -48,57 +49,57 @@ def message_class(kind: str) -> Any:
 
 
 def make(kind: str, **fields: Any) -> Any:
-    """Make a message of rclpy."""
+    """Create a message of rclpy."""
     return message_class(kind)(**fields)
 
 
-def read(raw: bytes, kind: str) -> Any:
-    """Read a message that rclpy has serialised; whatever is wrong is raised as it comes."""
+def deserialize(raw: bytes, kind: str) -> Any:
+    """Deserialise a message by rclpy, which raises errors of its own."""
     from rclpy.serialization import deserialize_message
     return deserialize_message(raw, message_class(kind))
 
 
 def topic_name(name: str) -> str:
-    """A topic's full name; some programs write it without the leading slash."""
+    """Return a topic's full name; some programs write it without the leading slash."""
     return f'/{name.removeprefix("/")}'
 
 
 def type_name(name: str) -> str:
-    """A type's name in ROS 2's spelling; some programs write it as ROS 1 does, without /msg/."""
+    """Return a type's name in ROS 2's spelling; some programs omit /msg/, as ROS 1 does."""
     package, slash, kind = name.partition('/')
     return f'{package}/msg/{kind}' if slash and '/' not in kind else name
 
 
-def parse(read: Read, raw: bytes, kind: str, error_type: type[DataError]) -> Any:
-    """Read a message of whoever sent it.
+def parse(deserialize: Deserialize, raw: bytes, kind: str, error_type: type[DataError]) -> Any:
+    """Deserialise a message of an untrusted sender.
 
     Raises:
-        DataError: it is none of that type; of the type `error_type`.
+        DataError: the bytes are no message of that type; the error is an `error_type`.
 
     """
     try:
-        return read(raw, kind)
-    except Exception as reason:  # every middleware raises its own
+        return deserialize(raw, kind)
+    except Exception as reason:  # every middleware has errors of its own
         raise error_type(
             'unreadable message', f'{len(raw)} bytes are no {kind.rpartition("/")[2]} '
             f'({quoted(str(reason))}). Check what publishes on the topic.') from reason
 
 
 def cause_of(error: Exception, stage: str) -> str:
-    """What an image is counted under that failed of an error in a stage."""
+    """Return the cause under which an image is counted that failed in a stage."""
     return error.condition if isinstance(error, DataError) \
         else f'{type(error).__name__} in {stage}'
 
 
 def nanoseconds(stamp: Any) -> int:
-    """Nanoseconds of a `builtin_interfaces/Time`."""
+    """Convert a `builtin_interfaces/Time` to nanoseconds."""
     return int(stamp.sec) * 10 ** 9 + int(stamp.nanosec)
 
 
 def stamp_of(raw: bytes) -> int | None:
-    """Nanoseconds of the header that a serialised message begins with; None if it is too short.
+    """Read the header's stamp, in nanoseconds, of a serialised message; None if it is too short.
 
-    CDR has the stamp behind four bytes, of which the second tells the order of bytes.
+    In CDR the stamp follows four bytes, the second of which is the byte order.
     """
     if len(raw) < 12:
         return None

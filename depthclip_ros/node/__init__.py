@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ROS 2 side: topics in, the core's prediction, topics out."""
+"""The ROS 2 node: it subscribes to images and publishes the core's predictions."""

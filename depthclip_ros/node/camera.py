@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: allow-untyped-calls
-"""One camera of the node: what comes in, what goes out, and the account of it."""
+"""One camera of the node: its subscriptions, its publishers and its image counters."""
 
 from __future__ import annotations
 
@@ -20,151 +20,153 @@ from ..core.camera import Notice, stretch_notice
 from ..messages import types as messages
 from ..messages.anchors import Sensors
 from ..messages.config import NodeConfig
-from ..messages.frame import Answer, Stream
+from ..messages.frame import Answer, CameraContext
 from ..messages.outputs import OUTPUT_DEPTH, OUTPUTS
-from .inputs import RELIABLE, Input, overriding
+from .inputs import RELIABLE, AdaptiveSubscription, override_options
 
-WINDOW = 512  # samples that a percentile looks back on
-RECENT = 5.0  # seconds that a mean looks back on
-# Beyond this an image's age says that its stamp is of another clock (a replay, for example).
+WINDOW_SAMPLES = 512  # that a percentile covers
+WINDOW_SECONDS = 5.0  # that a mean covers
+# An image that seems older than this has a stamp of another clock, as in a replay.
 MAX_AGE = 3600.0  # seconds
-FOCAL_JUMP = 0.01  # part by which the focal factor may change without a word
-OFF = 'reference_focal is 0'
-# What becomes of an image: answered with depth; replaced by a newer one before its turn, or left
-# at the end; unusable; left alone because nobody subscribed to any output.
-PUBLISHED, DROPPED, REJECTED, IDLE = ENDS = ('published', 'dropped', 'rejected', 'idle')
-NO_CLOUD, NO_PICTURES = 'no cloud', 'no pictures'  # what it may lack beside depth
+FOCAL_JUMP = 0.01  # relative change of the focal ratio from which on it is logged
+NO_REFERENCE_FOCAL = 'reference_focal is 0'
+# Outcomes of an image: its depth is published; a newer image replaced it before its turn, or the
+# node stopped; it cannot be used; no output had a subscriber.
+PUBLISHED, DROPPED, REJECTED, IDLE = OUTCOMES = ('published', 'dropped', 'rejected', 'idle')
+NO_CLOUD, NO_PICTURES = 'no cloud', 'no pictures'  # outputs that may fail beside depth
 
 
-class Window:
-    """The last values of a quantity."""
+class RollingWindow:
+    """The last values of a quantity, with the times at which they were added."""
 
     def __init__(self) -> None:
-        self._values: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self._values: deque[tuple[float, float]] = deque(maxlen=WINDOW_SAMPLES)
 
     def add(self, value: float) -> None:
-        """Append a value; the oldest one makes room."""
+        """Append a value and drop the oldest one of a full window."""
         self._values.append((time.monotonic(), value))
 
     def percentile(self, percent: float) -> float:
-        """Nearest-rank percentile; NaN while empty."""
+        """Compute the nearest-rank percentile; NaN while the window is empty."""
         values = sorted(value for _, value in self._values.copy())
         if not values:
             return math.nan
         return values[min(len(values) - 1, math.ceil(percent / 100 * len(values)) - 1)]
 
-    def recent(self) -> float:
-        """Mean of the values of the last seconds; NaN if there was none."""
-        oldest = time.monotonic() - RECENT
-        values = [value for when, value in self._values.copy() if when >= oldest]
+    def mean(self) -> float:
+        """Average the values of the last WINDOW_SECONDS; NaN if there are none."""
+        oldest = time.monotonic() - WINDOW_SECONDS
+        values = [value for added, value in self._values.copy() if added >= oldest]
         return sum(values) / len(values) if values else math.nan
 
 
-class Say:
-    """The node's log, in which each matter comes once in a while.
+class ThrottledLog:
+    """The node's log, throttled by a key of each message.
 
-    rclpy throttles by the line of code that logs; here one line serves many matters.
+    rclpy throttles by the line of code that logs; here one line logs many kinds of messages.
     """
 
     def __init__(self, node: Node, label: str = '', period: float = 10.0) -> None:
-        """Say nothing yet; a matter is not said again for `period` seconds."""
+        """Log a key at most once in `period` seconds; `label` begins every message."""
         self._node, self._label, self._period = node, label, period
         self._last: dict[str, float] = {}
 
-    def once(self, key: str, text: str, level: str = 'warning') -> None:
-        """Say a matter, unless it was said a while ago."""
+    def write(self, key: str, text: str, level: str = 'warning') -> None:
+        """Log a message, unless one of the same key was logged within the period."""
         now = time.monotonic()
         if now - self._last.get(key, -math.inf) < self._period:
             return
         self._last[key] = now
         log, text = self._node.get_logger(), f'{self._label}{text}'
-        if level == 'error':  # rclpy wants a line of code for each
+        if level == 'error':  # rclpy needs one line of code for each level
             log.error(text)
         elif level == 'warning':
             log.warning(text)
         else:
             log.info(text)
 
-    def info(self, text: str) -> None:
-        """Say what is no trouble."""
+    def announce(self, text: str) -> None:
+        """Log information, every time."""
         self._node.get_logger().info(self._label + text)
 
 
 def topic_prefix(name: str) -> str:
-    """What a camera's name puts before the relative names of its topics."""
+    """Return the prefix of a camera's relative topic names."""
     return f'{name}/' if name else ''
 
 
 class Camera:
-    """Subscriptions, publishers and the account of its images.
+    """Subscriptions, publishers and image counters of one camera.
 
-    The callbacks only store; decoding and everything after it is the worker's. Of the account, at
-    any moment 'received' = the sum of ENDS and 'pending', which is 2 at most (waiting, in work).
+    The callbacks only store images; the worker decodes, predicts and publishes. At any moment
+    'received' is the sum of OUTCOMES and 'pending', which is 2 at most (waiting, in work).
 
     Attributes:
-        stream: what its images have in common, since the activation.
-        ages: seconds from stamp to publication, where the clocks allow to tell.
-        nan_shares: of every depth image.
-        focal: by what depth was multiplied last for the focal length, and why not ('' else).
-        last_error: what an image failed of last.
-        notices: what is peculiar about the camera_info of the last image.
+        context: camera_info, anchor and scene of its images, since the activation.
+        ages: seconds from stamp to publication, of images with a stamp of the node's clock.
+        nan_fractions: fraction of NaN pixels in each depth image.
+        focal: last factor of depth for the focal length, and why it is not applied ('' if it is).
+        last_error: sentence about the last image that failed.
+        notices: peculiarities of the last image's camera_info.
 
     """
 
     def __init__(self, node: LifecycleNode, config: NodeConfig, name: str) -> None:
-        """Create the publishers in the namespace `name`; `subscribe` begins to listen."""
+        """Create the publishers in the namespace `name`; `subscribe` subscribes."""
         self._node, self.config, self.name = node, config, name
         self.label = f'{name}: ' if name else ''  # begins a line in the log
-        self.say = Say(node, self.label)
-        self._image = _image_name(node, config, topic_prefix(name) + 'image')
-        self._info = topic_prefix(name) + 'camera_info'
-        self.image_topic = node.resolve_topic_name(self._image)
-        self.info_topic = node.resolve_topic_name(self._info)
+        self.log = ThrottledLog(node, self.label)
+        self._image_name = _image_topic_name(node, config, topic_prefix(name) + 'image')
+        self._camera_info_name = topic_prefix(name) + 'camera_info'
+        self.image_topic = node.resolve_topic_name(self._image_name)
+        self.info_topic = node.resolve_topic_name(self._camera_info_name)
         self._lock, self._counts = threading.Lock(), Counter[str]()
-        self._inputs: list[Input] = []
-        # A profile of its own for each, in which rclpy writes what overrides it.
+        self._subscriptions: list[AdaptiveSubscription] = []
+        # One profile for each publisher, since rclpy writes the overrides into it.
         self._publishers = {topic: node.create_lifecycle_publisher(
             messages.message_class(kind), topic_prefix(name) + topic,
             QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=OUTPUT_DEPTH,
                        reliability=RELIABLE),
-            qos_overriding_options=overriding(node, topic_prefix(name) + topic, 'publisher'))
+            qos_overriding_options=override_options(node, topic_prefix(name) + topic, 'publisher'))
             for topic, (kind, _) in OUTPUTS.items()}
         self.depth_topic = self._publishers['depth/image'].topic_name
-        self.ages, self.nan_shares = Window(), Window()
-        self.focal, self.last_error = (1.0, OFF), ''
+        self.ages, self.nan_fractions = RollingWindow(), RollingWindow()
+        self.focal, self.last_error = (1.0, NO_REFERENCE_FOCAL), ''
 
     def subscribe(self, put: Callable[[Camera, bytes], bool], sensors: Sensors | None) -> None:
-        """Begin to listen, as if nothing had come; the account goes on.
+        """Subscribe to images and camera_info with a new context; the counters go on.
 
-        `put` takes the images, serialised, and tells whether one replaces another that waited.
+        `put` queues a serialised image and returns whether it replaces a waiting one.
         """
         self._put = put
-        self.stream = Stream(messages.read, self.config, sensors)
-        self._answered = self._anchored = False
+        self.context = CameraContext(messages.deserialize, self.config, sensors)
+        self._has_answered = self._was_anchored = False
         self.notices: tuple[Notice, ...] = ()
         self._shape: tuple[Any, Any] | None = None  # of the last image, and of the network's input
-        self.first_image = math.inf  # steady time, as the next: simulated time may stand still
-        self.last_image = time.monotonic()
-        self._inputs.append(Input(
-            self._node, self.stream.kind, self._image, self._on_image, self._on_lost))
-        self._inputs.append(Input(
-            self._node, messages.CAMERA_INFO, self._info, self.stream.on_info, latched=True))
+        # Steady time, since simulated time may stand still.
+        self.first_image_time = math.inf
+        self.last_image_time = time.monotonic()
+        self._subscriptions.append(AdaptiveSubscription(
+            self._node, self.context.kind, self._image_name, self._on_image, self._on_lost))
+        self._subscriptions.append(AdaptiveSubscription(
+            self._node, messages.CAMERA_INFO, self._camera_info_name,
+            self.context.on_camera_info, latched=True))
 
     def unsubscribe(self) -> None:
-        """Stop listening."""
-        while self._inputs:
-            self._inputs.pop().destroy()
+        """Destroy the subscriptions."""
+        while self._subscriptions:
+            self._subscriptions.pop().destroy()
 
     def destroy(self) -> None:
-        """Remove everything from the node."""
+        """Destroy subscriptions and publishers."""
         self.unsubscribe()
         for publisher in self._publishers.values():
             self._node.destroy_lifecycle_publisher(publisher)
         self._publishers.clear()
 
     def _on_image(self, raw: bytes) -> None:
-        self.last_image = time.monotonic()
-        self.first_image = min(self.first_image, self.last_image)
+        self.last_image_time = time.monotonic()
+        self.first_image_time = min(self.first_image_time, self.last_image_time)
         with self._lock:
             self._counts.update(('received', 'pending'))
         if self._put(self, raw):
@@ -174,14 +176,14 @@ class Camera:
         with self._lock:
             self._counts['lost'] += count
 
-    # What the worker calls -----------------------------------------------------------------
+    # Called by the worker ------------------------------------------------------------------
 
-    def wanted(self, topic: str) -> bool:
-        """Whether anyone subscribes to one output."""
+    def has_subscribers(self, topic: str) -> bool:
+        """Return whether anyone subscribes to one output."""
         return bool(self._publishers[topic].get_subscription_count())
 
     def is_active(self) -> bool:
-        """Whether what is published leaves the node."""
+        """Return whether the publishers are activated."""
         publisher = self._publishers.get('depth/image')
         return publisher is not None and bool(publisher.is_activated)
 
@@ -189,93 +191,94 @@ class Camera:
         """Publish a message on one output."""
         self._publishers[topic].publish(message)
 
-    def count(self, what: str, cause: str = '') -> None:
-        """Account for an image that ended so, one of ENDS, or for what one lacks beside depth."""
+    def count(self, outcome: str, cause: str = '') -> None:
+        """Count an outcome of an image, one of OUTCOMES, or an output that failed beside depth."""
         with self._lock:
             if cause:
-                self._counts[f'{what}: {cause}'] += 1
-            if what in ENDS:
-                self._counts[what] += 1
+                self._counts[f'{outcome}: {cause}'] += 1
+            if outcome in OUTCOMES:
+                self._counts[outcome] += 1
                 self._counts['pending'] -= 1
 
     def counts(self) -> Counter[str]:
-        """Consistent snapshot of the account."""
+        """Return a consistent snapshot of the counters."""
         with self._lock:
             return self._counts.copy()
 
-    def note_published(self, answer: Answer) -> None:
-        """Note how old depth is, if the stamp can be of this node's clock at all."""
+    def record_publication(self, answer: Answer) -> None:
+        """Record the age of depth if its stamp is of this node's clock, and count lost pixels."""
         stamp = answer.frame.header.stamp
         now = self._node.get_clock().now().nanoseconds
         age = (now - stamp.sec * 10 ** 9 - stamp.nanosec) / 10 ** 9
         if abs(age) < MAX_AGE and stamp.sec >= 0 and stamp.nanosec < 10 ** 9:
             self.ages.add(age)
-        if beyond := answer.pixels[1]:
+        if beyond := answer.depth_pixels[1]:
             with self._lock:
                 self._counts['beyond'] += beyond
-            self.say.once('beyond', (
+            self.log.write('beyond', (
                 f'{beyond} pixels have a depth that 16UC1 cannot hold (above 65.534 m), and '
                 'are published as unknown. Use depth_encoding: 32FC1.'))
 
-    def note(self, answer: Answer) -> None:
-        """Note what an answered image says about its camera."""
+    def update_statistics(self, answer: Answer) -> None:
+        """Update NaN fraction, shape, focal ratio and anchor state from a published image."""
         depth = answer.prediction.depth
-        # Mostly there is none, and the maximum tells that quicker.
-        self.nan_shares.add(
+        # The maximum is the quicker test, and mostly there is no NaN.
+        self.nan_fractions.add(
             np.count_nonzero(np.isnan(depth)) / depth.size if np.isnan(depth.max()) else 0.0)
         shape = answer.frame.size, answer.estimator.config.input_size
-        if shape != self._shape:  # else it was said: it may be meant to stay so
+        if shape != self._shape:  # logged once for each shape: it may be intended
             self._shape = shape
             if notice := stretch_notice(*shape):
-                self.say.once('aspect', notice)
+                self.log.write('aspect', notice)
         if not answer.frame.header.frame_id:
-            self.say.once('frame_id', (
+            self.log.write('frame_id', (
                 f'{self.image_topic}: header.frame_id is empty, and so it is in every output: '
                 'RViz and tf cannot place them. Set an optical frame in the camera driver.'))
         if answer.frame.notices != self.notices:
             self.notices = answer.frame.notices
             for condition, sentence in self.notices:
-                self.say.once(condition, f'{self.info_topic}: {sentence}')
-        self._note_focal_length(answer)
-        anchor = self.stream.anchor
+                self.log.write(condition, f'{self.info_topic}: {sentence}')
+        self._report_focal_ratio(answer)
+        anchor = self.context.anchor
         if anchor is None:
             return
         state = anchor.filter.state
-        if state.anchored and not (self._anchored or state.unusual):  # /diagnostics warns of that
-            self.say.info(f'Anchored by {self.config.anchor}: {state.agreement}.')
-        self._anchored = state.anchored
+        # Of an unusual scale /diagnostics warns.
+        if state.anchored and not (self._was_anchored or state.unusual):
+            self.log.announce(f'Anchored by {self.config.anchor}: {state.agreement}.')
+        self._was_anchored = state.anchored
         if anchor.condition:
-            self.say.once(f'anchor: {anchor.condition}', (
+            self.log.write(f'anchor: {anchor.condition}', (
                 f'anchor: {self.config.anchor} is not followed ({anchor.condition}): '
                 f'{anchor.reason}'))
 
-    def _note_focal_length(self, answer: Answer) -> None:
-        """Say when the focal length begins or ceases to count, and when it changes."""
-        ratio, (before, old) = answer.prediction.focal_ratio, self.focal
-        reason = OFF if not answer.estimator.config.reference_focal else \
-            '' if (problem := answer.frame.problem) is None else \
+    def _report_focal_ratio(self, answer: Answer) -> None:
+        """Log when the focal length begins or ceases to count, and when it jumps."""
+        ratio, (previous_ratio, previous_reason) = answer.prediction.focal_ratio, self.focal
+        reason = NO_REFERENCE_FOCAL if not answer.estimator.config.reference_focal else \
+            '' if (problem := answer.frame.camera_problem) is None else \
             f'camera_info: {problem.condition}'
-        jumped = abs(math.log(ratio / before)) > FOCAL_JUMP
+        jumped = abs(math.log(ratio / previous_ratio)) > FOCAL_JUMP
         self.focal = ratio, reason
-        first, self._answered = not self._answered, True
-        if not jumped and reason == old:
+        is_first, self._has_answered = not self._has_answered, True
+        if not jumped and reason == previous_reason:
             return
         stamp = answer.frame.header.stamp
-        how = 'not multiplied' if reason and ratio == 1.0 else f'multiplied by {ratio:.3f}'
-        text = (f'From the image with stamp {stamp.sec}.{stamp.nanosec:09} on, depth is {how} for '
-                'the focal length' + f' ({reason})' * bool(reason))
-        if jumped and not first:
-            self.say.once(f'focal length {reason}',  # of a zoom lens now and then
-                          f'{text}; its scale is {ratio / before:.3g} times that of before.')
+        effect = 'not multiplied' if reason and ratio == 1.0 else f'multiplied by {ratio:.3f}'
+        text = (f'From the image with stamp {stamp.sec}.{stamp.nanosec:09} on, depth is {effect} '
+                'for the focal length' + f' ({reason})' * bool(reason))
+        if jumped and not is_first:
+            self.log.write(f'focal length {reason}', (  # a zoom lens changes it now and then
+                f'{text}; its scale is {ratio / previous_ratio:.3g} times that of before.'))
         else:
-            self.say.info(f'{text}.')
+            self.log.announce(f'{text}.')
 
 
-def _image_name(node: Node, config: NodeConfig, image: str) -> str:
-    """Name of the topic of images, to which remappings have yet to be applied.
+def _image_topic_name(node: Node, config: NodeConfig, image: str) -> str:
+    """Return the image topic's name before remapping.
 
-    Compressed images are beside the raw ones, as image_transport has it: remapping `image` moves
-    `image/compressed` along, unless that is remapped itself.
+    As in image_transport, compressed images are beside the raw ones: remapping `image` also moves
+    `image/compressed`, unless that is remapped itself.
     """
     if config.image_transport != 'compressed':
         return image
@@ -285,9 +288,9 @@ def _image_name(node: Node, config: NodeConfig, image: str) -> str:
         f'{node.resolve_topic_name(image)}/compressed'
 
 
-def summary(counts: Counter[str]) -> str:
-    """An account in a sentence."""
-    parts = ' + '.join(f'{counts[end]} {end}' for end in (*ENDS, 'pending'))
+def account_summary(counts: Counter[str]) -> str:
+    """Write the counters as one sentence."""
+    parts = ' + '.join(f'{counts[end]} {end}' for end in (*OUTCOMES, 'pending'))
     causes = sorted((cause, n) for cause, n in counts.items() if ': ' in cause)
     return f'{counts["received"]} received = {parts}' \
         + '; idle: nobody subscribed to an output' * bool(counts[IDLE]) \

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: allow-untyped-calls
 # (rclpy's Node, of which this is one, is typed in part only)
-"""The lifecycle node: images in, depth out.
+"""The lifecycle node: it subscribes to images and publishes their depth.
 
-Its topics are listed in `messages.INPUTS`, `anchors.SENSORS` and `outputs.OUTPUTS`, its parameters
-in `DepthConfig` and `NodeConfig` (docs/reference has all of them). Beside these are qos_overrides
-of all topics but /diagnostics. Of every camera in `cameras` the topics exist once under its name.
+`messages.INPUTS`, `anchors.SENSORS` and `outputs.OUTPUTS` list its topics, `DepthConfig` and
+`NodeConfig` its parameters (docs/reference has them all). In addition there are qos_overrides of
+all topics but /diagnostics. Each camera in `cameras` has all topics under its name.
 
-The newest image wins: while the network is busy an image of each camera waits, and a newer one
-replaces it. When the network is free, all that wait go through it as one batch. While nobody
-subscribes to any output of a camera, its images are counted as idle and never reach the network.
+The newest image wins: while the network is busy, one image of each camera waits, and a newer one
+replaces it. When the network is free, it processes all waiting images as one batch. While no
+output of a camera has a subscriber, its images are counted as idle and never reach the network.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from ..messages import types as messages
 from ..messages.anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
 from ..messages.config import NodeConfig
 from ..messages.outputs import OUTPUTS
-from .camera import Camera, Say, summary
+from .camera import Camera, ThrottledLog, account_summary
 from .health import CameraHealth, NodeHealth
-from .inputs import OVERRIDES, Input, check_overrides
+from .inputs import OVERRIDES, AdaptiveSubscription, check_overrides
 from .parameters import Parameters, help_text
 from .pipeline import Pipeline, free_memory
 from .process import StopSignals, check_files, end_process, explain, keep_freed_memory
@@ -50,13 +50,13 @@ Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
-TF_DEPTH = 100  # as tf2's own listeners
-PATIENCE = 10.0  # seconds at least for the images in work, when the node is to stop
-LAST_PATIENCE = 1.0  # likewise, when the process is to end
+TF_DEPTH = 100  # queue of tf2's own listeners
+STOP_TIMEOUT = 10.0  # least seconds that the images in work have when the node stops
+SHUTDOWN_TIMEOUT = 1.0  # seconds that they have when the process ends
 
 
-def _reporting_bugs(transition: Transition) -> Transition:
-    """Log what a transition raises: rclpy only turns it into ERROR, and says nothing."""
+def _log_exceptions(transition: Transition) -> Transition:
+    """Log what a transition raises, which rclpy turns into ERROR without a message."""
     @functools.wraps(transition)
     def wrapper(self: DepthNode, state: LifecycleState) -> TransitionCallbackReturn:
         try:
@@ -67,36 +67,36 @@ def _reporting_bugs(transition: Transition) -> Transition:
     return wrapper
 
 
-def _answer_refusals(node: LifecycleNode) -> None:
-    """Answer requests for transitions that the state does not allow, or that there are not.
+def _reject_invalid_transitions(node: LifecycleNode) -> None:
+    """Respond to requests for transitions that do not exist or that the state does not allow.
 
-    rclpy raises where it should answer, and whoever asked waits for ever.
+    rclpy raises an error instead of responding, so that the client would wait for ever.
     """
-    service = node._service_change_state  # noqa: SLF001 (nothing public leads to it)
-    change = service.callback
+    service = node._service_change_state  # noqa: SLF001 (rclpy has no public access to it)
+    change_state = service.callback
 
-    def answer(request: Any, response: Any) -> Any:
+    def respond(request: Any, response: Any) -> Any:
         try:
-            return change(request, response)
+            return change_state(request, response)
         except RuntimeError:
             node.get_logger().warning(
                 f'change_state: transition {request.transition.id} is not possible now. '
                 f'ros2 lifecycle list {node.get_fully_qualified_name()} shows which are.')
             response.success = False
             return response
-    service.callback = answer
+    service.callback = respond
 
 
 class DepthNode(LifecycleNode):
     """DepthCLIP as a managed node.
 
     Attributes:
-        crash: what the worker ended of; None while it is well.
+        crash: error that ended the worker; None while it works.
 
     """
 
     def __init__(self, ending: threading.Event | None = None, **kwargs: Any) -> None:
-        """Declare the parameters; `ending` is set when the process is to end.
+        """Declare the parameters; the event `ending` is set when the process shall end.
 
         Raises:
             ConfigError: a parameter is unknown or wrong.
@@ -104,55 +104,55 @@ class DepthNode(LifecycleNode):
         """
         super().__init__('depth_node', automatically_declare_parameters_from_overrides=True,
                          **kwargs)
-        self._overrides = tuple(self.get_parameters_by_prefix(OVERRIDES))
+        self._qos_overrides = tuple(self.get_parameters_by_prefix(OVERRIDES))
         self._pipeline: Pipeline | None = None
         try:
             self._settings = Parameters(self, lambda: self._pipeline)
-        except ConfigError:  # what is half made is in the graph already
+        except ConfigError:  # the incomplete node is in the graph already
             super().destroy_node()
             self._state_machine.destroy_when_not_in_use()
             raise
         self.crash: BaseException | None = None
         self._ending = ending or threading.Event()
-        self._say = Say(self)
-        self._left_behind = False
+        self._log = ThrottledLog(self)
+        self._worker_abandoned = False
         self._state = 'unconfigured'  # of the lifecycle, or 'loading'
         self._cameras: list[Camera] = []
         self._sensors: Sensors | None = None
-        self._sensor_inputs: list[Input] = []
+        self._sensor_subscriptions: list[AdaptiveSubscription] = []
         self._health, self._cameras_health = NodeHealth(self), list[CameraHealth]()
         self.autostart = self._settings.node.autostart
-        self._jump = self.get_clock().create_jump_callback(
+        self._jump_handle = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1)),
             post_callback=self._on_jump)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        # Not where callbacks run: it tells of the node also while one of them takes long.
+        # A thread of its own reports also while a callback takes long.
         self._destroyed = threading.Event()
-        self._ticker = threading.Thread(target=self._tick, name='ticker', daemon=True)
+        self._ticker = threading.Thread(target=self._run_ticker, name='ticker', daemon=True)
         self._ticker.start()
-        _answer_refusals(self)
+        _reject_invalid_transitions(self)
 
     def destroy_node(self) -> None:
-        """Destroy the node, which leaves the graph, and end the thread that reports."""
+        """End the ticker, and destroy the node, which leaves the graph."""
         self._destroyed.set()
         self._ticker.join(1.0)
-        self._jump.unregister()
+        self._jump_handle.unregister()
         super().destroy_node()
-        # It holds the node: in the graph all would stay, 20 s longer than the process.
+        # It holds the node, which would stay in the graph for 20 s after the process's end.
         self._state_machine.destroy_when_not_in_use()
 
     # Lifecycle -----------------------------------------------------------------------------
 
-    @_reporting_bugs
+    @_log_exceptions
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the model; FAILURE, with the reason in the log, if that is not possible."""
+        """Load the model; FAILURE, with the reason in the log, if that fails."""
         self._state = 'loading'
         try:
-            depth, config = self._settings.read()
-            # Before loading, which takes seconds: who subscribes has then found the topics.
+            depth, config = self._settings.configs()
+            # Before loading, which takes seconds: subscribers discover the topics meanwhile.
             for name in config.cameras:
                 self._cameras.append(Camera(self, config, name))
-            self._check_topics(config)
+            self._check_remappings(config)
             pipeline = self._pipeline = Pipeline(self, depth, self._on_crash)
             loaded = pipeline.submit(lambda: self._load(pipeline, depth, config))
             if not _wait_for(loaded, until=self._ending.is_set):
@@ -172,16 +172,16 @@ class DepthNode(LifecycleNode):
         self._state = 'inactive'
         return super().on_configure(state)
 
-    @_reporting_bugs
+    @_log_exceptions
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Begin to listen and to answer."""
+        """Subscribe to images and sensors, and publish depth."""
         if self._pipeline is None:
             raise RuntimeError('no model is loaded')
         try:
-            self._listen_to_sensors(self._settings.node)
+            self._subscribe_to_sensors(self._settings.node)
             for camera in self._cameras:
                 camera.subscribe(self._pipeline.put, self._sensors)
-            check_overrides(self, self._overrides)
+            check_overrides(self, self._qos_overrides)
         except ConfigError as error:
             self.get_logger().error(f'Cannot activate: {error}')
             self._stop()
@@ -190,46 +190,46 @@ class DepthNode(LifecycleNode):
                                 for camera in self._cameras]
         self._state = 'active'
         for camera in self._cameras:
-            self._say.info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
-                           f'{camera.depth_topic} out.')
+            self._log.announce(f'Active: {camera.image_topic} and {camera.info_topic} in, '
+                               f'{camera.depth_topic} out.')
         return super().on_activate(state)
 
-    @_reporting_bugs
+    @_log_exceptions
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop listening; the images in work are still answered."""
+        """Unsubscribe; the images in work are still published."""
         self._stop()
         return super().on_deactivate(state)
 
-    @_reporting_bugs
+    @_log_exceptions
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release everything; also after an error."""
+        """Release the model and all topics; also after an error."""
         self._release()
         self._state = 'unconfigured'
         return super().on_cleanup(state)
 
     on_error = on_cleanup  # type: ignore[assignment]  # (of rclpy's, typed in part)
 
-    @_reporting_bugs
+    @_log_exceptions
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release everything, for good; from any state."""
+        """Release the model and all topics, from any state, for good."""
         self._release()
         self._state = 'finalized'
         return super().on_shutdown(state)
 
     def close(self) -> None:
-        """Shut down and release everything, whatever the state."""
+        """Shut down and release the model and all topics, in any state."""
         self._ending.set()
         try:
             self.trigger_shutdown()
         except RuntimeError:  # shut down already, or in the middle of a transition
             self._release()
 
-    def status(self) -> int:
-        """Exit status of the process: 0 if the node is well, else 1."""
-        return int(self._left_behind or self.crash is not None)
+    def exit_status(self) -> int:
+        """Return the process's exit status: 1 if the worker crashed or never ended, else 0."""
+        return int(self._worker_abandoned or self.crash is not None)
 
-    def _check_topics(self, config: NodeConfig) -> None:
-        """Refuse remappings that no camera has."""
+    def _check_remappings(self, config: NodeConfig) -> None:
+        """Refuse remappings of topics that no camera has."""
         for topic in ('image', 'camera_info', *OUTPUTS) if '' not in config.cameras else ():
             resolved = self.resolve_topic_name(topic)
             if resolved != self.resolve_topic_name(topic, only_expand=True):
@@ -238,8 +238,8 @@ class DepthNode(LifecycleNode):
                     f'{list(config.cameras)}); remap {config.cameras[0]}/{topic} instead.')
 
     def _load(self, pipeline: Pipeline, config: DepthConfig, node_config: NodeConfig) -> None:
-        """Give the pipeline an estimator that has run once for every size of a batch."""
-        try:  # late: torch takes seconds to import, and may be missing
+        """Load the pipeline's estimator, and run it once for every batch size."""
+        try:  # here, since torch takes seconds to import, and may be missing
             from ..core.estimator import DepthEstimator
         except ImportError as error:
             raise ConfigError(
@@ -247,21 +247,21 @@ class DepthNode(LifecycleNode):
                 'the fix.') from error
         estimator = DepthEstimator(
             config, node_config.weights, node_config.device, cache_dir=node_config.cache_dir,
-            offline=node_config.offline, num_threads=node_config.num_threads, log=self._log)
+            offline=node_config.offline, num_threads=node_config.num_threads, log=self._log_line)
         start = time.perf_counter()
         estimator.warm_up(largest_batch=len(node_config.cameras))
-        self._say.info(
+        self._log.announce(
             f'Configured: weights {estimator.weights.name} on {estimator.device} in '
             f'{estimator.precision}, engine {estimator.engine}, input '
             f'{config.input_width}x{config.input_height}, text '
             f'features {"from the cache" if estimator.text_cache_hit else "encoded"}, warm-up '
             f'{time.perf_counter() - start:.2f} s.')
         if estimator.calibration is not None:
-            self._say.info(f'Depth is {estimator.calibration.label} ({config.calibration}).')
+            self._log.announce(f'Depth is {estimator.calibration.label} ({config.calibration}).')
         pipeline.estimator = estimator
 
-    def _log(self, text: str) -> None:
-        """Log what the core tells."""
+    def _log_line(self, text: str) -> None:
+        """Log a line of the core, as a warning if it begins with WARNING."""
         log, words = self.get_logger(), text.removeprefix('WARNING')
         if words == text:
             log.info(text)
@@ -269,19 +269,19 @@ class DepthNode(LifecycleNode):
             log.warning(words.lstrip(': '))
 
     def _stop(self) -> bool:
-        """Answer no more images, and wait for those in work with patience; give whether idle."""
-        while self._sensor_inputs:
-            self._sensor_inputs.pop().destroy()
+        """Unsubscribe, drop waiting images, and wait for those in work; return whether idle."""
+        while self._sensor_subscriptions:
+            self._sensor_subscriptions.pop().destroy()
         for camera in self._cameras:
             camera.unsubscribe()
         if self._pipeline is None:
             return True
         self._pipeline.clear()
-        # A batch of many cameras may take long here, and the next one as long as any before.
-        patience, start = max(PATIENCE, self._settings.node.worker_timeout,
-                              2e-3 * self._pipeline.network.percentile(100)), time.monotonic()
+        # A batch of many cameras may take long on a slow machine; allow twice the longest one.
+        timeout, start = max(STOP_TIMEOUT, self._settings.node.worker_timeout,
+                             2e-3 * self._pipeline.network_ms.percentile(100)), time.monotonic()
         idle = _wait_for(self._pipeline.submit(bool), until=lambda: time.monotonic() - start
-                         > (LAST_PATIENCE if self._ending.is_set() else patience))
+                         > (SHUTDOWN_TIMEOUT if self._ending.is_set() else timeout))
         if self._state == 'active':
             self._state = 'inactive'
             if not idle:
@@ -289,90 +289,91 @@ class DepthNode(LifecycleNode):
                     f'The images in work since {self._pipeline.busy_seconds():.1f} s are not '
                     'done.')
             for camera in self._cameras:
-                self._say.info(f'Stopped: {camera.label}{summary(camera.counts())}.')
+                self._log.announce(f'Stopped: {camera.label}{account_summary(camera.counts())}.')
         return idle
 
     def _release(self) -> None:
         idle = self._stop()
         pipeline, self._pipeline = self._pipeline, None
         if pipeline is not None:
-            # What never comes back keeps its thread and its model; the node goes on without.
-            self._left_behind |= pipeline.busy_seconds() > 0
+            # A stuck worker keeps its thread and its model; the node goes on without it.
+            self._worker_abandoned |= pipeline.busy_seconds() > 0
             pipeline.end(wait=idle)
-            if idle and not self._ending.is_set():  # a process that ends gives all back at once
+            if idle and not self._ending.is_set():  # the end of a process frees all at once
                 free_memory()
         for camera in self._cameras:
             camera.destroy()
         self._cameras, self._cameras_health, self._sensors = [], [], None
 
     def _on_crash(self, pipeline: Pipeline, error: BaseException) -> None:
-        """Take note that the worker cannot go on; `main` ends the process."""
-        if pipeline is self._pipeline:  # and not one that was left behind
+        """Record the worker's crash; `main` then ends the process."""
+        if pipeline is self._pipeline:  # and not an abandoned one
             self.get_logger().fatal(''.join(traceback.format_exception(error)))
             self.crash = error
 
-    # What all cameras have in common -------------------------------------------------------
+    # Sensors, shared by all cameras --------------------------------------------------------
 
-    def _listen_to_sensors(self, config: NodeConfig) -> None:
-        """Subscribe to what the anchor rests on."""
+    def _subscribe_to_sensors(self, config: NodeConfig) -> None:
+        """Subscribe to the anchor's sensor, and to tf if it is needed."""
         if not config.anchor:
             return
         kind, name = SENSORS.get(config.anchor, ('', ''))
         topic = self.resolve_topic_name(name) if name else ''
-        sensors = self._sensors = Sensors(config, topic, messages.read)
+        sensors = self._sensors = Sensors(config, topic, messages.deserialize)
         if name:
-            self._sensor_inputs.append(Input(self, kind, name, sensors.on_message))
+            self._sensor_subscriptions.append(
+                AdaptiveSubscription(self, kind, name, sensors.on_message))
         if not needs_transforms(config):
             return
         try:
             messages.message_class(messages.TF)
         except ImportError:
-            self._say.once('tf', (
-                'tf2_msgs is not installed here, so that tf says nothing: the anchor needs it '
+            self._log.write('tf', (
+                'tf2_msgs is not installed here, so that tf is not available: the anchor needs it '
                 '(ros-$ROS_DISTRO-tf2-msgs), or anchor_pose, or camera_height.'))
             return
-        self._sensor_inputs += [
-            Input(self, messages.TF, TF, sensors.on_transforms, depth=TF_DEPTH),
-            # As tf2 itself: whoever is volatile there is not heard.
-            Input(self, messages.TF, TF_STATIC, sensors.on_static, depth=TF_DEPTH,
-                  latched=True, yields=False)]
+        self._sensor_subscriptions += [
+            AdaptiveSubscription(self, messages.TF, TF, sensors.on_transforms, depth=TF_DEPTH),
+            # As tf2's own listener, which does not match volatile publishers of /tf_static.
+            AdaptiveSubscription(self, messages.TF, TF_STATIC, sensors.on_static, depth=TF_DEPTH,
+                                 latched=True, adapts_durability=False)]
 
     def _on_jump(self, _jump: Any) -> None:
-        """Transforms of a time that has not come yet hold no more."""
+        """Clear the sensors after time jumped back: their stamps are of another time."""
         if self._sensors is not None:
             self._sensors.clear()
 
     # Once a second -------------------------------------------------------------------------
 
-    def _tick(self) -> None:
-        """Report; nothing that fails here may end it."""
+    def _run_ticker(self) -> None:
+        """Publish diagnostics every second; an error in one second does not end it."""
         while not self._destroyed.wait(1.0):
             try:
-                self._report()
+                self._publish_diagnostics()
             except Exception as error:  # noqa: BLE001, PERF203
-                # InvalidHandle: a topic was destroyed while it was looked at.
+                # InvalidHandle: a topic was destroyed meanwhile.
                 if type(error).__name__ != 'InvalidHandle' and self.context.ok():
-                    self._say.once('report', f'Diagnostics failed: {traceback.format_exc()}',
-                                   'error')
+                    self._log.write('report', f'Diagnostics failed: {traceback.format_exc()}',
+                                    'error')
 
-    def _report(self) -> None:
-        """Watch the inputs, and publish diagnostics."""
+    def _publish_diagnostics(self) -> None:
+        """Update the findings, log them, and publish them on /diagnostics."""
         pipeline = self._pipeline
         depth = self._settings.depth if pipeline is None else pipeline.config
         config = self._settings.node
-        status, wrong = self._health.look(
+        status, node_findings = self._health.update(
             pipeline, (depth, config), self.crash, self._state, self._settings.conflict)
-        for finding in wrong:
-            finding.tell(self._say)
+        for finding in node_findings:
+            finding.log(self._log)
         message = DiagnosticArray(status=[status, *(
-            health.look(config, wrong, active=self._state == 'active')
+            health.update(config, node_findings, active=self._state == 'active')
             for health in self._cameras_health)])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
 
 
 def _wait_for(job: Future[Any], until: Callable[[], bool]) -> bool:
-    """Wait for a job of the worker; give whether it was done before that is so."""
+    """Wait for a job of the worker; return False if `until` becomes true before its end."""
     while not wait([job], timeout=0.1).done:
         if until():
             return False
@@ -380,7 +381,7 @@ def _wait_for(job: Future[Any], until: Callable[[], bool]) -> bool:
 
 
 def run() -> NoReturn:
-    """Run the node as the process's program, which ends with it."""
+    """Run the node, and end the process with its exit status."""
     end_process(main())
 
 
@@ -388,8 +389,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM.
 
     Returns:
-        Exit status: 0 after a signal or --help, 1 if the node could not start or was not well at
-        the end, 2 if it does not know an argument.
+        Exit status: 0 after a signal or --help, 1 if the node could not start or its worker
+        crashed or never ended, 2 for an unknown argument.
 
     """
     signals = StopSignals()
@@ -399,16 +400,16 @@ def main(args: Sequence[str] | None = None) -> int:
     started = False
     try:
         check_files(arguments)
-        others = rclpy.utilities.remove_ros_args(arguments)[1:]
-        if {'-h', '--help'} & set(others):
+        extra = rclpy.utilities.remove_ros_args(arguments)[1:]
+        if {'-h', '--help'} & set(extra):
             sys.stdout.write(help_text())
             return 0
-        if others:
+        if extra:
             sys.stderr.write(
-                f'depth_node: {quoted(" ".join(others))} is no argument of it; settings follow '
-                'after --ros-args, such as -p weights:=demo (config/depth.yaml has all).\n')
+                f'depth_node: {quoted(" ".join(extra))} is no argument of it; settings '
+                'follow after --ros-args, such as -p weights:=demo (config/depth.yaml has all).\n')
             return 2
-        # Our own signal handlers: rclpy's would close the context under the last messages.
+        # Not rclpy's signal handlers, which would close the context under the last messages.
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         node = DepthNode(ending)
         started = not node.autostart or (
@@ -429,22 +430,22 @@ def main(args: Sequence[str] | None = None) -> int:
             node.destroy_node()
         rclpy.try_shutdown()
         signals.close()
-    return node.status() if node is not None and (started or stopped) else 1
+    return node.exit_status() if node is not None and (started or stopped) else 1
 
 
 def _spin(node: DepthNode, ending: threading.Event) -> None:
-    """Run callbacks until the process is to end; one that raises ends nothing."""
-    # One thread: with several, rclpy loses most of a fast camera's images.
+    """Run callbacks until the process shall end; log an error of one, and go on."""
+    # A single thread: with several, rclpy loses most of a fast camera's images.
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    say = Say(node)
+    log = ThrottledLog(node)
     while not ending.is_set() and node.crash is None:
         try:
             executor.spin_once(timeout_sec=0.2)
         except ExternalShutdownException:  # noqa: PERF203
             raise
         except Exception:  # noqa: BLE001
-            say.once('callback', f'A callback failed: {traceback.format_exc()}', 'error')
+            log.write('callback', f'A callback failed: {traceback.format_exc()}', 'error')
     executor.shutdown(0.1)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told on /diagnostics: every key with its value and meaning, and what is wrong."""
+"""The statuses on /diagnostics: every key with its value and meaning, and the findings."""
 
 from __future__ import annotations
 
@@ -29,74 +29,74 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from ..core.words import Scene
 
 OK: bytes = DiagnosticStatus.OK
-READINGS = 6  # of the account, one a second, that a rate looks back on
+RATE_SAMPLES = 6  # of the counters, one a second, that a rate covers
 
 Values = dict[str, tuple[Any, str]]
 
-# Of each key its value and what that means, which the reference is made of; `…` stands for each
-# name of a value that is a mapping. Counts are since the node was configured.
+# Each key has its value and its meaning, from which tools/generate.py makes the reference; `…`
+# stands for each name of a value that is a mapping. Counts begin when the node is configured.
 
 
 def frame_values(health: CameraHealth) -> Values:
-    """Of a camera's images."""
+    """Return the values about a camera's images."""
     camera, counts, pipeline = health.camera, health.counts, health.pipeline
     return {
-        'rate in [Hz]': (health.rate('received'), 'images that arrive, over the last 5 s'),
-        'rate out [Hz]': (health.rate('published'), 'images answered with depth, likewise'),
+        'rate in [Hz]': (health.rate('received'), 'received images a second, over the last 5 s'),
+        'rate out [Hz]': (health.rate('published'), 'published depth images a second, likewise'),
         'age at publish p50 [ms]': (health.age(50), (
             'from the stamp of an image to the publication of its depth, median of the last '
             "512; a sentence where the stamps are not of the node's clock")),
         'age at publish p99 [ms]': (health.age(99), 'likewise, the 99th percentile'),
-        'network p50 [ms]': (pipeline.network.percentile(50), (
+        'network p50 [ms]': (pipeline.network_ms.percentile(50), (
             'from the RGB of a batch to its depth, all of it: resizing, network, words, '
             'anchor; median of the last 512')),
-        'network p99 [ms]': (pipeline.network.percentile(99), 'likewise, the 99th percentile'),
-        'node overhead p50 [ms]': (pipeline.overhead.percentile(50), (
-            'all the rest of a batch, divided by its images: decoding and publication; median '
-            'of the last 512')),
+        'network p99 [ms]': (pipeline.network_ms.percentile(99), 'likewise, the 99th percentile'),
+        'node overhead p50 [ms]': (pipeline.overhead_ms.percentile(50), (
+            'time of a batch outside the network, divided by its images: decoding and '
+            'publication; median of the last 512')),
         'received': (counts['received'], (
             'images that arrived: published + dropped + rejected + idle + pending')),
-        'published': (counts['published'], 'images answered with depth/image'),
+        'published': (counts['published'], 'images whose depth/image was published'),
         'dropped': (counts['dropped'], 'images replaced by a newer one before their turn came'),
         'rejected': (counts['rejected'], 'images that could not be used, of all causes'),
-        'idle': (counts['idle'], 'images left alone, since nobody subscribed to any output'),
+        'idle': (counts['idle'], 'images skipped because no output had a subscriber'),
         'pending': (counts['pending'], 'images waiting or in work now: two at most'),
         'rejected: …': (_by_cause(counts, 'rejected'), 'images, by cause'),
         'no cloud: …': (_by_cause(counts, 'no cloud'), (
             'images with depth, but without points and depth/camera_info, by cause; `absent`: '
-            'no camera_info has come')),
+            'no camera_info was received')),
         'no pictures: …': (_by_cause(counts, 'no pictures'), (
             'images with depth, but without any other of the outputs, by cause')),
         'beyond': (counts['beyond'], (
             'pixels whose depth 16UC1 cannot hold: they are unknown in depth/image')),
-        'last error': (camera.last_error, 'what an image failed of last; empty: none did'),
-        'focal ratio': (_focal(*camera.focal), (
-            'by what depth is multiplied for the focal length of the camera, or why it does '
-            'not count')),
+        'last error': (camera.last_error, 'error of the last image that failed; empty: none'),
+        'focal ratio': (_focal_text(*camera.focal), (
+            "factor of depth for the camera's focal length, or why it is not applied")),
         'camera_info': (', '.join(condition for condition, _ in camera.notices), (
-            'what is peculiar about that of the last image, in keywords; the log says it in '
+            "peculiarities of the last image's camera_info, in keywords; the log has the "
             'sentences')),
-        'NaN share [%]': (100 * camera.nan_shares.recent(), (
-            'of the pixels of depth/image, mean of the last 5 s')),
+        'NaN share [%]': (100 * camera.nan_fractions.mean(), (
+            'fraction of NaN pixels in depth/image, mean of the last 5 s')),
         'lost by the middleware': (counts['lost'], (
-            'images that it says were sent and never arrived'))}
+            'images that the middleware reports as sent and not received'))}
 
 
 def anchor_values(name: str, anchor: Anchor) -> Values:
-    """Of what fixes the scale."""
+    """Return the values about the anchor of the scale."""
     state = anchor.filter.state
     return {
         'anchor': (name, 'the parameter anchor'),
         'anchored': (state.anchored, 'True while the scale rests on the sensor'),
-        'anchor scale': (f'{state.scale:.4f}', 'by what depth is multiplied'),
-        'anchor share [%]': (100 * state.share, 'of the points that agree; empty before any came'),
-        'anchor points': (state.points, 'in the image, of the last message'),
+        'anchor scale': (f'{state.scale:.4f}', 'factor that brings language depth to metres'),
+        'anchor share [%]': (100 * state.share, (
+            'fraction of the points that agree with the scale; empty before the first')),
+        'anchor points': (state.points, 'points of the last message that lie in the image'),
         'not anchored: …': (dict(sorted(anchor.conditions.copy().items())), (
-            'images whose points could not be followed since the activation, by cause'))}
+            'images since the activation whose points were not used, by cause'))}
 
 
 def scene_values(scene: Scene) -> Values:
-    """Of the last image's scene."""
+    """Return the values about the last image's scene."""
     percent = {name: 100 * float(probability) for name, probability in zip(
         scene.names, scene.probabilities, strict=True)}
     return {
@@ -105,31 +105,33 @@ def scene_values(scene: Scene) -> Values:
 
 
 def state_values(state: str, configs: Sequence[Settings]) -> Values:
-    """Of the node in every state."""
+    """Return the values about the node, in every state."""
     settings = json.dumps([config.to_dict() for config in configs], sort_keys=True)
     return {
         'lifecycle state': (state, 'unconfigured, loading, inactive, active or finalized'),
         'memory [MiB]': (memory_mb(), 'resident, of the whole process'),
         'configuration sha256': (hashlib.sha256(settings.encode()).hexdigest(), (
-            'of all settings: two nodes with the same one compute and publish the same'))}
+            'digest of all settings: nodes with the same one compute and publish the same'))}
 
 
 def model_values(estimator: DepthEstimator) -> Values:
-    """Of a loaded model."""
+    """Return the values about the loaded model."""
     weights, calibration = estimator.weights, estimator.calibration
     return {
-        'device': (estimator.device, 'on which the network runs'),
-        'GPU memory [MiB]': (_gpu_memory(estimator.device), 'that tensors hold; empty on a CPU'),
-        'precision': (estimator.precision, 'number format of the network, as it was chosen'),
+        'device': (estimator.device, 'device on which the network runs'),
+        'GPU memory [MiB]': (_gpu_memory(estimator.device), (
+            'memory of all tensors on the GPU; empty on a CPU')),
+        'precision': (estimator.precision, 'number format of the network that is in use'),
         'threads wait by': (waiting(), (
             "settings of how OpenMP's threads wait, which matters on a busy machine; empty: "
-            'its own')),
-        'engine': (estimator.engine, 'how the network runs, as it was chosen'),
-        'weights': (weights.name, 'their name or file'),
-        'weights sha256': (weights.digest, 'of their file'),
-        'trained': (weights.trained, 'False: the numbers are random, and depth is meaningless'),
-        'calibration': (estimator.label, 'on what depth is calibrated; empty: on nothing'),
-        'calibration sha256': (calibration.digest if calibration else '', 'of its file')}
+            "OpenMP's defaults")),
+        'engine': (estimator.engine, 'engine of the network that is in use'),
+        'weights': (weights.name, 'name or file of the weights'),
+        'weights sha256': (weights.digest, "digest of the weights' file"),
+        'trained': (weights.trained, 'False: the weights are random, and depth is meaningless'),
+        'calibration': (estimator.label, 'data of the calibration; empty: none'),
+        'calibration sha256': (calibration.digest if calibration else '', (
+            "digest of the calibration's file"))}
 
 
 def _gpu_memory(device: Any) -> float:
@@ -137,12 +139,12 @@ def _gpu_memory(device: Any) -> float:
     return cuda.memory_allocated(device) / 2**20 if device.type == 'cuda' else math.nan
 
 
-def _by_cause(counts: Counter[str], what: str) -> dict[str, int]:
-    return {cause.removeprefix(f'{what}: '): n for cause, n in sorted(counts.items())
-            if cause.startswith(f'{what}: ')}
+def _by_cause(counts: Counter[str], outcome: str) -> dict[str, int]:
+    return {cause.removeprefix(f'{outcome}: '): n for cause, n in sorted(counts.items())
+            if cause.startswith(f'{outcome}: ')}
 
 
-def _focal(ratio: float, reason: str) -> str:
+def _focal_text(ratio: float, reason: str) -> str:
     if not reason:
         return f'{ratio:.3f}'
     return f'{"none" if ratio == 1.0 else format(ratio, ".3f")}: {reason}'
@@ -152,24 +154,23 @@ def _focal(ratio: float, reason: str) -> str:
 
 
 class NodeHealth:
-    """Looks after the whole node; call `look` once a second.
+    """The status of the whole node; call `update` once a second.
 
-    Time is steady time: simulated time stands still when a replay ends.
+    Times are steady time, since simulated time stands still when a replay ends.
     """
 
     def __init__(self, node: Node) -> None:
-        """Begin now."""
         self._node = node
-        self._time, self.changed = 0, time.monotonic()
+        self._time, self.last_clock_change = 0, time.monotonic()
 
-    def look(
+    def update(
         self, pipeline: Pipeline | None, configs: tuple[Settings, NodeConfig],
         crash: BaseException | None, state: str, conflict: str = '',
     ) -> tuple[DiagnosticStatus, list[Finding]]:
-        """What the node is told as, and what is wrong with it, and so with every camera.
+        """Make the node's status, and its findings, which also concern every camera.
 
-        `state` is the name of its lifecycle state, or 'loading'; `conflict` why what is set does
-        not count yet.
+        `state` is the name of the lifecycle state, or 'loading'; `conflict` says why the newest
+        parameters are not in force yet.
         """
         self.pipeline, self.config, self.crash = pipeline, configs[1], crash
         self.conflict = conflict
@@ -178,66 +179,61 @@ class NodeHealth:
         now = clock.now().nanoseconds
         if now != self._time or state != 'active' or not getattr(
                 clock, 'ros_time_is_active', False):
-            self._time, self.changed = now, time.monotonic()
-        wrong = [finding for find in NODE_FINDINGS if (finding := find(self))]
+            self._time, self.last_clock_change = now, time.monotonic()
+        findings = [finding for find in NODE_FINDINGS if (finding := find(self))]
         idle = state if self.estimator else f'no model loaded ({state})'
         values = state_values(state, configs) | (
             model_values(self.estimator) if self.estimator else {})
-        return _status(self._node, 'model', wrong, [idle] * (not wrong), values), wrong
+        return _status(self._node, 'model', findings, [idle] * (not findings), values), findings
 
 
 class CameraHealth:
-    """Looks after one camera; call `look` once a second while the node is active.
-
-    What happened before the node was activated is not its concern.
-    """
+    """The status of one camera since the activation; call `update` once a second."""
 
     def __init__(self, node: Node, camera: Camera, pipeline: Pipeline) -> None:
-        """Begin now."""
         self.node, self.camera, self.pipeline = node, camera, pipeline
         self.counts = camera.counts()
-        self._readings = deque([(time.monotonic(), self.counts)], READINGS)
+        self._samples = deque([(time.monotonic(), self.counts)], RATE_SAMPLES)
 
-    def look(
-        self, config: NodeConfig, others: Sequence[Finding] = (), *, active: bool = True,
+    def update(
+        self, config: NodeConfig, node_findings: Sequence[Finding] = (), *, active: bool = True,
     ) -> DiagnosticStatus:
-        """What the camera is told as.
+        """Make the camera's status, from `node_findings` and its own.
 
-        `others` is what is wrong with the node, and so with every camera; images are expected
-        while it is `active`.
+        Only while the node is `active` can the camera have findings: before, no image is expected.
         """
         self.config, camera, now, before = config, self.camera, time.monotonic(), self.counts
-        self.silent, self.counts = now - camera.last_image, camera.counts()
-        self._readings.append((now, self.counts))
-        wrong = [finding for find in CAMERA_FINDINGS if active and (finding := find(self))]
-        for finding in wrong:
-            finding.tell(camera.say)
+        self.seconds_without_image, self.counts = now - camera.last_image_time, camera.counts()
+        self._samples.append((now, self.counts))
+        findings = [finding for find in CAMERA_FINDINGS if active and (finding := find(self))]
+        for finding in findings:
+            finding.log(camera.log)
         new = [cause.partition(': ')[2] for cause in sorted(self.counts - before)
                if ': ' in cause]
-        more = [*new, *['idle: nobody subscribes to an output'] * (
+        notes = [*new, *['idle: nobody subscribes to an output'] * (
             self.counts['idle'] > before['idle'])]
-        if not (others or wrong or more):
-            more = [f'{self.rate("published"):.1f} Hz']
-        values, anchor, scene = frame_values(self), camera.stream.anchor, camera.stream.scene
+        if not (node_findings or findings or notes):
+            notes = [f'{self.rate("published"):.1f} Hz']
+        values, anchor, scene = frame_values(self), camera.context.anchor, camera.context.scene
         if anchor is not None:
             values |= anchor_values(config.anchor, anchor)
         if scene is not None:
             values |= scene_values(scene)
-        of = f' of {camera.name}' if camera.name else ''
-        return _status(self.node, f'frames{of}', [*others, *wrong], more, values,
-                       least=WARN if new else OK)
+        suffix = f' of {camera.name}' if camera.name else ''
+        return _status(self.node, f'frames{suffix}', [*node_findings, *findings], notes, values,
+                       min_level=WARN if new else OK)
 
-    def gained(self, counter: str) -> int:
-        """How a counter has grown, over the last looks."""
-        return self.counts[counter] - self._readings[0][1][counter]
+    def increase(self, counter: str) -> int:
+        """Return the increase of a counter over the last RATE_SAMPLES."""
+        return self.counts[counter] - self._samples[0][1][counter]
 
     def rate(self, counter: str) -> float:
-        """The same in Hz."""
-        seconds = self._readings[-1][0] - self._readings[0][0]
-        return self.gained(counter) / seconds if seconds > 0 else 0.0
+        """Return the increase of a counter in Hz."""
+        seconds = self._samples[-1][0] - self._samples[0][0]
+        return self.increase(counter) / seconds if seconds > 0 else 0.0
 
     def age(self, percent: float) -> float | str:
-        """Milliseconds from stamp to publication, where the clocks allow to tell."""
+        """Return milliseconds from stamp to publication, or why they cannot be known."""
         age = self.camera.ages.percentile(percent)
         if math.isnan(age) and self.counts['published']:
             return "unknown: the stamps are not of this node's clock (replay? set use_sim_time)"
@@ -245,18 +241,18 @@ class CameraHealth:
 
 
 def _status(
-    node: Node, part: str, wrong: Sequence[Finding], more: Sequence[str], values: Values,
-    least: bytes = OK,
+    node: Node, part: str, findings: Sequence[Finding], notes: Sequence[str], values: Values,
+    min_level: bytes = OK,
 ) -> DiagnosticStatus:
-    """Make a status; numbers get two digits, and none where they are NaN."""
+    """Make a status message; floats get two decimals, and NaN becomes an empty text."""
     texts: dict[str, Any] = {}
     for key, (value, _) in values.items():
         texts |= {key.replace('…', name): value[name] for name in value} \
             if isinstance(value, Mapping) else {key: value}
     return DiagnosticStatus(
         name=f'{node.get_fully_qualified_name()}: {part}'.lstrip('/'),
-        level=max([least, *(finding.level for finding in wrong)]),
-        message=', '.join([*(finding.words for finding in wrong), *more]),
+        level=max([min_level, *(finding.level for finding in findings)]),
+        message=', '.join([*(finding.summary for finding in findings), *notes]),
         values=[KeyValue(key=key, value=str(value) if not isinstance(value, float) else
                          '' if math.isnan(value) else f'{value:.2f}')
                 for key, value in texts.items()])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: allow-untyped-calls
-"""Subscriptions that every publisher reaches, and what `qos_overrides` may say of them."""
+"""Subscriptions that match every publisher, and the parameters `qos_overrides` of all topics."""
 
 from __future__ import annotations
 
@@ -30,26 +30,27 @@ except ImportError:  # Humble
 
 RELIABLE, BEST_EFFORT = QoSReliabilityPolicy.RELIABLE, QoSReliabilityPolicy.BEST_EFFORT
 LATCHED, VOLATILE = QoSDurabilityPolicy.TRANSIENT_LOCAL, QoSDurabilityPolicy.VOLATILE
-# Deep enough for the burst that a player or a stalled network begins with: the middleware says
-# nothing of what it overwrites, the node counts what it drops.
+# Deep enough for the burst after a bag player's start or a stalled network: the middleware
+# overwrites messages silently, the node counts those that it drops.
 INPUT_DEPTH = 10
 OVERRIDES = 'qos_overrides'
-# Of what was not given among the last two there is no parameter: rclpy's own would hold for ever.
+# Reliability and durability have parameters only where the user sets them: else rclpy would
+# declare its own values, which then never change.
 POLICIES = {kind.name.lower(): kind for kind in (
     QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY,
     QoSPolicyKind.DURABILITY)}
 ROS_TOPICS = ('/parameter_events', '/rosout', '/clock')  # of every node
-# Iron and later: an event for every publisher that comes.
+# Iron and later: an event for every publisher that appears.
 HAS_MATCHED = 'matched' in inspect.signature(SubscriptionEventCallbacks.__init__).parameters
 
 
-class Input:
-    """A subscription that every publisher of its topic reaches; it takes messages serialised.
+class AdaptiveSubscription:
+    """A subscription to serialised messages that matches every publisher of its topic.
 
-    It is reliable unless a publisher is best effort, when it begins or later. Best effort alone
-    matches every publisher, but the middleware then loses most images that are larger than its
-    buffers (Fast DDS by default: 0.5 MB, a 640x480 image has 0.9); reliable alone gets nothing
-    from a best-effort camera. `qos_overrides.TOPIC.subscription.*` decides otherwise.
+    It is reliable until a publisher is best effort, at the start or later. A best-effort
+    subscription matches every publisher, but the middleware then loses most images that are
+    larger than its buffers (Fast DDS by default: 0.5 MB, a 640x480 image has 0.9); a reliable one
+    gets nothing from a best-effort camera. `qos_overrides.TOPIC.subscription.*` overrides this.
 
     Attributes:
         topic: full name, after remapping.
@@ -59,12 +60,13 @@ class Input:
     def __init__(
         self, node: Node, kind: str, name: str, callback: Callable[[bytes], None],
         on_lost: Callable[[int], None] | None = None, *, latched: bool = False,
-        yields: bool = True, depth: int = INPUT_DEPTH,
+        adapts_durability: bool = True, depth: int = INPUT_DEPTH,
     ) -> None:
-        """Subscribe to a topic by its name before remapping, which ROS does once.
+        """Subscribe to a topic by its name before remapping, which rclpy applies once.
 
-        `on_lost` gets how many more messages the middleware has lost. `latched` is for what
-        transient-local publishers sent last, too; with `yields` only while all are such.
+        `on_lost` receives the number of messages that the middleware lost since the last call.
+        `latched` also requests the last messages of transient-local publishers; with
+        `adapts_durability` only while all publishers are transient local.
 
         Raises:
             ConfigError: a parameter of qos_overrides has a wrong value.
@@ -72,12 +74,12 @@ class Input:
         """
         self._node, self._kind, self._name, self._callback = node, kind, name, callback
         self.topic: str = node.resolve_topic_name(name)
-        self._on_lost, self._yields, self._latched = on_lost, yields, latched
-        self._overriding = overriding(node, name, 'subscription')
-        self._is_chosen = {policy: kind in self._overriding.policy_kinds
-                           for policy, kind in POLICIES.items()}
+        self._on_lost, self._adapts_durability, self._latched = on_lost, adapts_durability, latched
+        self._override_options = override_options(node, name, 'subscription')
+        self._is_overridden = {policy: kind in self._override_options.policy_kinds
+                               for policy, kind in POLICIES.items()}
         self._qos: dict[str, Any] = {
-            'history': QoSHistoryPolicy.KEEP_LAST, 'depth': depth, **self._offered()}
+            'history': QoSHistoryPolicy.KEEP_LAST, 'depth': depth, **self._offered_policies()}
         self._subscription: Subscription | None = self._subscribe()
 
     def destroy(self) -> None:
@@ -86,11 +88,12 @@ class Input:
             self._node.destroy_subscription(self._subscription)
         self._subscription = None
 
-    def _offered(self) -> dict[str, Any]:
-        """Reliability and durability that all publishers which are known offer.
+    def _offered_policies(self) -> dict[str, Any]:
+        """Return the strictest reliability and durability that all discovered publishers offer.
 
-        A driver that comes later warns of a subscription that asks for more: none offers
-        camera_info transient-local. Where no event comes with a publisher, it must be asked for.
+        A driver that starts later warns of a subscription that requests more, and none offers
+        camera_info transient local. Where rclpy has no event for a new publisher, transient local
+        is requested from the start.
         """
         offers = [info.qos_profile
                   for info in self._node.get_publishers_info_by_topic(self._name)]
@@ -99,41 +102,41 @@ class Input:
         return {
             'reliability': BEST_EFFORT if any(
                 qos.reliability == BEST_EFFORT for qos in offers) else RELIABLE,
-            'durability': LATCHED if self._latched and (all_latched or not self._yields)
+            'durability': LATCHED if self._latched and (all_latched or not self._adapts_durability)
             else VOLATILE}
 
     def _on_matched(self, event: Any) -> None:
-        """Ask a transient-local publisher that has come for what it sent before."""
+        """Request the earlier messages of a transient-local publisher that appears."""
         if event.current_count_change > 0 and self._qos['durability'] == VOLATILE \
-                and self._offered()['durability'] == LATCHED:
-            self._change('durability', LATCHED)
+                and self._offered_policies()['durability'] == LATCHED:
+            self._change_policy('durability', LATCHED)
 
     def _on_incompatible(self, event: Any) -> None:
-        """Ask for less, as a publisher offers."""
+        """Lower the requested policy to the one that a publisher offers."""
         policy = qos_policy_name_from_kind(event.last_policy_kind).lower()
-        may = {'reliability': True, 'durability': self._yields}.get(policy, False)
-        less = {'reliability': BEST_EFFORT, 'durability': VOLATILE}.get(policy)
-        if may and self._qos[policy] != less and self._change(policy, less):
+        may_lower = {'reliability': True, 'durability': self._adapts_durability}.get(policy, False)
+        lower = {'reliability': BEST_EFFORT, 'durability': VOLATILE}.get(policy)
+        if may_lower and self._qos[policy] != lower and self._change_policy(policy, lower):
             return
         self._node.get_logger().warning(
             f'{self.topic}: a publisher offers another {policy}; nothing will arrive from it. '
             f'`ros2 topic info -v {self.topic}` lists both sides, and the parameters '
             f'qos_overrides.{self.topic}.subscription.* change this one.')
 
-    def _change(self, policy: str, value: Any) -> bool:
-        """Subscribe anew with another policy, unless the user has chosen it.
+    def _change_policy(self, policy: str, value: Any) -> bool:
+        """Schedule a new subscription with another policy, unless the user overrides it.
 
-        Not at once: an event comes from the subscription, which is in use.
+        The executor creates it later, since the event's own subscription is still in use.
         """
         executor = self._node.executor
-        if self._is_chosen[policy] or executor is None:
+        if self._is_overridden[policy] or executor is None:
             return False
         self._qos[policy] = value
-        executor.create_task(self._subscribe_anew)
+        executor.create_task(self._resubscribe)
         return True
 
-    def _subscribe_anew(self) -> None:
-        if self._subscription is not None:  # else destroyed meanwhile
+    def _resubscribe(self) -> None:
+        if self._subscription is not None:  # else it was destroyed meanwhile
             self._node.get_logger().info(
                 f'{self.topic}: subscribed {self._qos["reliability"].name.lower()}, '
                 f'{self._qos["durability"].name.lower()}, as its publishers offer.')
@@ -142,7 +145,7 @@ class Input:
 
     def _subscribe(self) -> Subscription:
         events: dict[str, Any] = {'incompatible_qos': self._on_incompatible}
-        if HAS_MATCHED and self._latched and self._yields:
+        if HAS_MATCHED and self._latched and self._adapts_durability:
             events['matched'] = self._on_matched
         if self._on_lost is not None:
             on_lost = self._on_lost
@@ -153,8 +156,8 @@ class Input:
                     messages.message_class(self._kind), self._name, self._callback,
                     QoSProfile(**self._qos), raw=True,
                     event_callbacks=SubscriptionEventCallbacks(**events),
-                    qos_overriding_options=self._overriding)
-            except UnsupportedEventTypeError:  # noqa: PERF203 (by some middlewares: go on without)
+                    qos_overriding_options=self._override_options)
+            except UnsupportedEventTypeError:  # noqa: PERF203 (some middlewares have no such event)
                 if not events:
                     raise
                 name, _ = events.popitem()
@@ -164,37 +167,38 @@ class Input:
                 raise ConfigError(f'{OVERRIDES}.{self.topic}.subscription: {error}.') from error
 
 
-def overriding(node: Node, name: str, side: str) -> QoSOverridingOptions:
-    """Which policies of a topic's 'publisher' or 'subscription' parameters may override."""
+def override_options(node: Node, name: str, side: str) -> QoSOverridingOptions:
+    """List the policies that parameters of a topic's publisher or subscription may override."""
     topic = node.resolve_topic_name(name)
     return QoSOverridingOptions([
         kind for policy, kind in POLICIES.items() if policy in ('history', 'depth')
         or node.has_parameter(f'{OVERRIDES}.{topic}.{side}.{policy}')])
 
 
-def check_overrides(node: Node, given: Iterable[str]) -> None:
-    """Look for parameters of qos_overrides that override nothing, once all topics are there.
+def check_overrides(node: Node, override_names: Iterable[str]) -> None:
+    """Check, once all topics exist, that every parameter of qos_overrides overrides a policy.
 
-    Those of topics that the node does not have are a warning. `given` are their names, without
-    those that rclpy has declared.
+    The node warns of those of a topic that it does not have. `override_names` are the parameters
+    that the user sets, without those that rclpy declares.
 
     Raises:
-        ConfigError: one is misspelt.
+        ConfigError: a topic, side or policy is misspelt.
 
     """
-    sides = {(end.topic_name, side) for side, ends in (
-        ('publisher', node.publishers), ('subscription', node.subscriptions)) for end in ends}
-    topics = sorted({topic for topic, _ in sides})
-    for name in given:
+    endpoints = sorted({(endpoint.topic_name, side) for side, group in (
+        ('publisher', node.publishers), ('subscription', node.subscriptions))
+        for endpoint in group})
+    topics = [topic for topic, _ in endpoints]
+    for name in override_names:
         topic, side, policy = ['', *name.rsplit('.', 2)][-3:]
-        if topic in ROS_TOPICS or ((topic, side) in sides and policy in POLICIES):
+        if topic in ROS_TOPICS or ((topic, side) in endpoints and policy in POLICIES):
             continue
-        alike = [one for one in topics if one.count('/') == topic.count('/')]
-        if topic not in topics and not nearest(topic, alike):
+        peers = [name for name in topics if name.count('/') == topic.count('/')]
+        if topic not in topics and not nearest(topic, peers):
             node.get_logger().warning(
                 f'{OVERRIDES}.{name}: the node has no topic {quoted(topic)}.')
             continue
-        known = [f'{one}.{which}.{what}' for one, which in sorted(sides) for what in POLICIES]
+        names = [f'{topic}.{side}.{policy}' for topic, side in endpoints for policy in POLICIES]
         raise ConfigError(
-            f'{OVERRIDES}.{quoted(name)} overrides nothing: {did_you_mean([name], known)}It must '
+            f'{OVERRIDES}.{quoted(name)} overrides nothing: {did_you_mean([name], names)}It must '
             f'be {OVERRIDES}.TOPIC.publisher or .subscription, and one of {", ".join(POLICIES)}.')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker: one thread that loads the model, and answers the newest images of all cameras."""
+"""The worker: one thread that loads the model and processes the newest images of all cameras."""
 
 from __future__ import annotations
 
@@ -20,16 +20,27 @@ from ..core.errors import DataError, is_short_of_memory, quoted
 from ..messages import types as messages
 from ..messages.frame import Answer, Frame, predict
 from ..messages.outputs import OUTPUTS
-from .camera import DROPPED, IDLE, NO_CLOUD, NO_PICTURES, PUBLISHED, REJECTED, Camera, Say, Window
+from .camera import (
+    DROPPED,
+    IDLE,
+    NO_CLOUD,
+    NO_PICTURES,
+    PUBLISHED,
+    REJECTED,
+    Camera,
+    RollingWindow,
+    ThrottledLog,
+)
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ..core.estimator import DepthEstimator
 
 Result = TypeVar('Result')
 
-LONGEST_LINE = 1000  # characters of a traceback's line; a message may quote its input
+MAX_LINE = 1000  # characters of a traceback's line; a message may quote its input
 
-# What is published, one after the other; what an image lacks that fails there, and its words.
+# Groups of topics in the order of publication, each by what is counted if the group fails, and
+# the sentence that is then logged.
 CLOUD = ('depth/camera_info', 'points')
 STAGES = {
     REJECTED: (('depth/image',), 'Image rejected'),
@@ -43,20 +54,20 @@ class DeviceLostError(RuntimeError):
 
 
 class Pipeline:
-    """What happens to images, from the messages that came to the messages that go.
+    """Processes images on one thread, from received messages to published ones.
 
-    It never waits for the images of a batch to be complete: whatever waits when the thread is free
-    goes, the newest image of each camera. A camera that is faster than the thread is so in every
-    batch, and none can be overtaken by another.
+    It never waits for a batch to be complete: when the thread is free, it takes the newest waiting
+    image of each camera. So a camera that is faster than the thread is in every batch, and none
+    can overtake another.
 
-    The unit of failure is the image: whatever its decoding, prediction or publication raises is
-    counted as a rejection of that image, and reported with its cause.
+    The unit of failure is the image: an error of its decoding, prediction or publication counts
+    as a rejection of that image, and is logged with its cause.
 
     Attributes:
         estimator: the loaded model; None while there is none.
         config: settings for the next batch; any thread may replace it.
-        network: milliseconds of the estimator's call, once per batch.
-        overhead: of all the rest of a batch, divided by its images.
+        network_ms: milliseconds of the estimator's call, for each batch.
+        overhead_ms: milliseconds of the rest of a batch, divided by its images.
 
     """
 
@@ -64,12 +75,12 @@ class Pipeline:
         self, node: Node, config: DepthConfig,
         on_crash: Callable[[Pipeline, BaseException], None],
     ) -> None:
-        """Start; `on_crash` is called, on the thread, with what no image is answered after."""
-        self._say, self._on_crash = Say(node), on_crash
+        """Start the thread, which calls `on_crash` with an error that ends all processing."""
+        self._log, self._on_crash = ThrottledLog(node), on_crash
         self.config = config
         self.estimator: DepthEstimator | None = None
-        self.network, self.overhead = Window(), Window()
-        # What libraries prepare for a thread is prepared for the one that runs the model.
+        self.network_ms, self.overhead_ms = RollingWindow(), RollingWindow()
+        # One thread loads and runs the model, since libraries prepare state for each thread.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='depth')
         self._lock = threading.Lock()
         self._waiting: dict[Camera, bytes] = {}
@@ -78,54 +89,54 @@ class Pipeline:
     # The thread ----------------------------------------------------------------------------
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
-        """Do a job on the thread, between two batches."""
+        """Run a job on the thread, between two batches."""
         return self._pool.submit(job)
 
     def put(self, camera: Camera, raw: bytes) -> bool:
-        """Let a camera's newest image wait for the next batch; give whether it replaces one."""
+        """Queue a camera's newest image for the next batch; return whether it replaces one."""
         with self._lock:
             replaces = camera in self._waiting
             if not self._waiting:
-                self._pool.submit(self._run)
+                self._pool.submit(self._process_waiting)
             self._waiting[camera] = raw
         return replaces
 
     def clear(self) -> None:
-        """Let no image wait any more."""
+        """Drop all waiting images."""
         with self._lock:
             waiting, self._waiting = self._waiting, {}
         for camera in waiting:
             camera.count(DROPPED)
 
     def end(self, *, wait: bool) -> None:
-        """Take no more work, and maybe wait for the thread's end and let the model go."""
+        """Accept no more jobs; with `wait` also wait for the thread, and release the model."""
         self._pool.shutdown(wait=wait, cancel_futures=True)
         if wait:
             self.estimator = None
 
     def busy_seconds(self) -> float:
-        """For how long the thread has been at one batch; 0 while it waits."""
+        """Return the seconds since the current batch began; 0 between batches."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def _run(self) -> None:
+    def _process_waiting(self) -> None:
         with self._lock:
             batch, self._waiting = self._waiting, {}
         self._busy_since = time.monotonic()
         try:
-            self.answer(batch)
-        except BaseException as error:  # noqa: BLE001 (the thread's end must not go unnoticed)
+            self.process_batch(batch)
+        except BaseException as error:  # noqa: BLE001 (the thread's end must be reported)
             self._on_crash(self, error)
         finally:
             self._busy_since = None
 
     # One batch -----------------------------------------------------------------------------
 
-    def answer(self, batch: Mapping[Camera, bytes]) -> None:
-        """Decode, predict, publish; count what became of every image.
+    def process_batch(self, batch: Mapping[Camera, bytes]) -> None:
+        """Decode, predict and publish a batch; count the outcome of every image.
 
         Raises:
-            DeviceLostError: no image can be answered in this process any more.
+            DeviceLostError: this process can process no more images.
 
         """
         start = time.perf_counter()
@@ -135,9 +146,9 @@ class Pipeline:
             if frame is not None:
                 frames[camera] = frame
         predicting = time.perf_counter()
-        answers = self._predict(frames)
+        answers = self._predict_with_retry(frames)
         network = time.perf_counter() - predicting
-        # All depth first: no camera's depth grows older for the extras of another.
+        # All depth first: no camera's depth waits for the slower outputs of another.
         for part, (topics, _) in STAGES.items():
             for camera, answer in list(answers.items()):
                 is_published = self._attempt(
@@ -145,21 +156,21 @@ class Pipeline:
                 if part == REJECTED and not is_published:
                     del answers[camera]
         if answers:
-            self.network.add(1e3 * network)
-            self.overhead.add(1e3 * (time.perf_counter() - start - network) / len(answers))
+            self.network_ms.add(1e3 * network)
+            self.overhead_ms.add(1e3 * (time.perf_counter() - start - network) / len(answers))
 
     def _attempt(
         self, camera: Camera, stage: str, part: str, work: Callable[..., Result], *arguments: Any,
     ) -> Result | None:
-        """Do some work; what it raises costs this camera's image, or a part of its answer."""
+        """Do some work; an error of it costs this camera's image, or a part of its outputs."""
         try:
             return work(*arguments)
         except Exception as error:  # the unit of failure is the image
             cause = messages.cause_of(error, stage)
             camera.count(part, cause)
-            if cause != 'absent':  # health reports that, after input_timeout
-                self._tell(camera, f'{STAGES[part][1]} ({cause})', error)
-            if is_of_device(error):
+            if cause != 'absent':  # a finding reports that, after input_timeout
+                self._log_failure(camera, f'{STAGES[part][1]} ({cause})', error)
+            if is_device_error(error):
                 raise DeviceLostError(
                     f'The device has failed ({describe(error)}), and nothing but a new process '
                     'can use it again: start the node anew. respawn:=true of the launch file does '
@@ -167,102 +178,104 @@ class Pipeline:
             return None
 
     def _decode(self, camera: Camera, raw: bytes) -> Frame | None:
-        """Decode an image that somebody wants depth of."""
-        if any(map(camera.wanted, OUTPUTS)):
-            return camera.stream.decode(raw, self.config)
+        """Decode an image if any output of its camera has a subscriber."""
+        if any(map(camera.has_subscribers, OUTPUTS)):
+            return camera.context.decode(raw, self.config)
         camera.count(IDLE)
         return None
 
-    def _predict(self, frames: Mapping[Camera, Frame]) -> dict[Camera, Answer]:
-        """Answer the frames that can be; those of a batch that fails go once more, one by one.
+    def _predict_with_retry(self, frames: Mapping[Camera, Frame]) -> dict[Camera, Answer]:
+        """Predict a batch; if that fails, free memory and predict its frames one by one.
 
-        Memory that was short is given back before: it may have been a batch too large.
+        The batch may have been too large for the memory.
         """
         if not frames:
             return {}
         failed = False
         try:
-            return self._call(frames)
+            return self._predict_batch(frames)
         except DataError:
             pass
-        except Exception as error:  # noqa: BLE001 (told by the second attempt, and here)
+        except Exception as error:  # noqa: BLE001 (logged here and by the second attempt)
             failed = True
-            self._say.once(describe(error), (
+            self._log.write(describe(error), (
                 f'{describe(error)}. Memory that nobody uses is given back, and the images are '
                 'tried once more, one by one.'))
-        if failed:  # here the error is gone, and with it what it held
+        if failed:  # outside of the handler, where the error no longer holds memory
             free_memory()
         answers: dict[Camera, Answer] = {}
         for camera, frame in frames.items():
             answers |= self._attempt(
-                camera, 'prediction', REJECTED, self._call, {camera: frame}) or {}
+                camera, 'prediction', REJECTED, self._predict_batch, {camera: frame}) or {}
         return answers
 
-    def _call(self, frames: Mapping[Camera, Frame]) -> dict[Camera, Answer]:
+    def _predict_batch(self, frames: Mapping[Camera, Frame]) -> dict[Camera, Answer]:
         estimator, config = self.estimator, self.config
         if estimator is None:
             raise RuntimeError('no model is loaded')
-        before = estimator.config
-        if config != before:
+        previous = estimator.config
+        if config != previous:
             estimator.reconfigure(config)
         answers = predict(estimator, list(frames.values()))
-        if config != before:
+        if config != previous:
             camera, frame = next(iter(frames.items()))
-            stamp, old = frame.header.stamp, before.to_dict()
-            new = '; '.join(f'{name}: {quoted(value)}' for name, value in config.to_dict().items()
-                            if value != old[name])
-            camera.say.info('New settings, first in the image with stamp '
-                            f'{stamp.sec}.{stamp.nanosec:09}: {new}.')
-            if estimator.label and config.calibration != before.calibration:
-                self._say.info(f'Depth is {estimator.label}.')
+            stamp, old = frame.header.stamp, previous.to_dict()
+            new = config.to_dict().items()
+            changes = '; '.join(f'{name}: {quoted(value)}' for name, value in new
+                                if value != old[name])
+            camera.log.announce('New settings, first in the image with stamp '
+                                f'{stamp.sec}.{stamp.nanosec:09}: {changes}.')
+            if estimator.label and config.calibration != previous.calibration:
+                self._log.announce(f'Depth is {estimator.label}.')
         return dict(zip(frames, answers, strict=True))
 
     @staticmethod
     def _publish(camera: Camera, answer: Answer, part: str, topics: Iterable[str]) -> bool:
-        """Publish what is wanted of one part; False if there is nobody to publish depth to."""
+        """Publish the topics of one part that have subscribers; False if the node is inactive."""
         if part == REJECTED and not camera.is_active():  # rclpy would publish nothing
             camera.count(DROPPED)
             return False
-        if part == NO_CLOUD and answer.frame.model is None and answer.frame.problem is not None:
-            raise answer.frame.problem
+        frame = answer.frame
+        if part == NO_CLOUD and frame.camera_model is None and frame.camera_problem is not None:
+            raise frame.camera_problem
         if part == NO_PICTURES:
-            camera.note(answer)
+            camera.update_statistics(answer)
         for topic in topics:
-            if part != REJECTED and not camera.wanted(topic):
+            if part != REJECTED and not camera.has_subscribers(topic):
                 continue
             message = OUTPUTS[topic][1](messages.make, answer)
             if message is not None:
                 camera.publish(topic, message)
         if part == REJECTED:
-            camera.note_published(answer)
+            camera.record_publication(answer)
             camera.count(PUBLISHED)
         return True
 
     @staticmethod
-    def _tell(camera: Camera, what: str, error: Exception) -> None:
-        """Say what is wrong with an image; of what nobody expects the traceback."""
-        camera.last_error = f'{what}: {describe(error)}'
+    def _log_failure(camera: Camera, summary: str, error: Exception) -> None:
+        """Log why an image failed, with the traceback of an unexpected error."""
+        camera.last_error = f'{summary}: {describe(error)}'
         if isinstance(error, DataError):
-            camera.say.once(what, f'{what}: {error}')
+            camera.log.write(summary, f'{summary}: {error}')
         else:
             lines = traceback.format_exception(error)
-            camera.say.once(what, f'{what}: {"".join(line[:LONGEST_LINE] for line in lines)}',
-                            'error')
+            text = ''.join(line[:MAX_LINE] for line in lines)
+            camera.log.write(summary, f'{summary}: {text}', 'error')
 
 
 def free_memory() -> None:
-    """Give memory back that nobody uses, a GPU's, too."""
+    """Free unused memory, also that of a GPU."""
     gc.collect()
     torch = sys.modules.get('torch')
     if torch is not None and torch.cuda.is_initialized():
-        with contextlib.suppress(RuntimeError):  # of a device that is lost
+        with contextlib.suppress(RuntimeError):  # the device may be lost
             torch.cuda.empty_cache()
 
 
-def is_of_device(error: Exception) -> bool:
-    """Whether an error leaves the device in doubt: its context is dead until the process ends.
+def is_device_error(error: Exception) -> bool:
+    """Return whether an error makes the device unusable until the process ends.
 
-    Memory that was short leaves it whole.
+    Short memory does not.
     """
     text = f'{type(error).__name__}: {error}'
     return isinstance(error, RuntimeError) and not is_short_of_memory(error) and any(
@@ -270,6 +283,6 @@ def is_of_device(error: Exception) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Type and first line of an error, of bounded length."""
+    """Return type and first line of an error, of bounded length."""
     lines = str(error).strip().splitlines() or ['']
     return f'{type(error).__name__}: {lines[0][:200]}'

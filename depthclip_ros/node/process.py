@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a process of this package keeps its memory, how it ends, and how it fails to start."""
+"""Memory, signals, start errors and the end of a process of this package."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from typing import Any, NoReturn
 from ..core.errors import ConfigError
 from ..core.parameter_file import sections
 
-LAST_PATIENCE = 1.0  # seconds that a thread has to end with the process
-REPEATED = 1.0  # seconds after a signal, from which on the next one is another
+JOIN_TIMEOUT = 1.0  # seconds that all threads have to end with the process
+REPEAT_DELAY = 1.0  # seconds after which a second signal counts as a new one
 # glibc's mallopt(3), with its numbers from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST_BLOCK = 32 * 2**20  # bytes; the most that glibc before 2.35 accepts
-_KEPT = 256 * 2**20  # bytes of free memory
+_MAX_FREE = 256 * 2**20  # bytes of free memory
 
 
 def keep_freed_memory() -> None:
-    """Let glibc use freed memory again instead of giving it back to the system.
+    """Let glibc reuse freed memory instead of returning it to the system.
 
-    By its defaults every image, and every copy on its way, is fresh memory whose pages the system
-    maps one fault at a time: 1.2 ms for taking one 640x480 image from the middleware, beside 0.5
-    ms of work. Elsewhere than on glibc this does nothing.
+    By default every image, and every copy of it, is new memory whose pages the system maps one
+    page fault at a time: 1.2 ms for taking one 640x480 image from the middleware, beside 0.5 ms of
+    work. Without glibc this function does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT)
-        # One heap for all threads: what one has freed serves the others.
+        mallopt(_M_TRIM_THRESHOLD, _MAX_FREE)
+        # One heap for all threads, so that each reuses memory that another freed.
         mallopt(_M_ARENA_MAX, 1)
 
 
 def memory_mb() -> float:
-    """Resident memory of this process in MiB; NaN where there is no /proc."""
+    """Return the resident memory of this process in MiB; NaN where there is no /proc."""
     statm = Path('/proc/self/statm')
     pages = int(statm.read_text(encoding='ascii').split()[1]) if statm.exists() else math.nan
     return pages * resource.getpagesize() / 2**20
@@ -53,22 +53,23 @@ def memory_mb() -> float:
 class StopSignals:
     """Handles SIGINT and SIGTERM, also where a shell started the process with SIGINT ignored.
 
-    The first one sets `received`, at which the main loop looks. One that comes `REPEATED` later
-    ends the process; sooner it is the same one: launch passes on what the whole group has got.
+    The first signal sets the event `received`, which the main loop checks. A second one ends the
+    process if it comes at least `REPEAT_DELAY` later; an earlier one counts as the same signal,
+    since launch repeats a signal that the whole process group received.
     """
 
     def __init__(self) -> None:
-        """Install the handlers; this must be done in the main thread."""
+        """Install the handlers, in the main thread."""
         self.received = threading.Event()
-        self._repeated = threading.Timer(REPEATED, self._let_end)
+        self._repeated = threading.Timer(REPEAT_DELAY, self._restore_default)
         self._repeated.daemon = True
-        self._before = {number: signal.signal(number, self._handle)
-                        for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous_handlers = {number: signal.signal(number, self._handle)
+                                   for number in (signal.SIGINT, signal.SIGTERM)}
 
     def close(self) -> None:
-        """Give the signals back to who had them before."""
+        """Restore the previous handlers."""
         self._repeated.cancel()
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def _handle(self, _number: int, _frame: Any) -> None:
@@ -76,39 +77,42 @@ class StopSignals:
             self.received.set()
             self._repeated.start()
 
-    def _let_end(self) -> None:
-        """By libc: Python's function is for the main thread, which may hang in a library."""
-        for number in self._before:
+    def _restore_default(self) -> None:
+        """Restore the default handlers by libc.
+
+        Python's own function needs the main thread, which may hang in a library.
+        """
+        for number in self._previous_handlers:
             ctypes.CDLL(None).signal(number, None)  # SIG_DFL
 
 
 def end_process(status: int) -> NoReturn:
-    """End the process, with or without the threads that never come back from a library."""
+    """End the process, even if a thread never returns from a library."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a repeated one would interrupt the end
-    end = time.monotonic() + LAST_PATIENCE
-    others = [thread for thread in threading.enumerate()
-              if thread is not threading.current_thread() and not thread.daemon]
-    for thread in others:
+    end = time.monotonic() + JOIN_TIMEOUT
+    threads = [thread for thread in threading.enumerate()
+               if thread is not threading.current_thread() and not thread.daemon]
+    for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
     sys.stdout.flush()
     sys.stderr.flush()
-    if any(thread.is_alive() for thread in others):
+    if any(thread.is_alive() for thread in threads):
         os._exit(status)
-    gc.freeze()  # collecting torch and what refers to it costs more than half of the end
-    sys.exit(status)  # Fast DDS takes its shared memory along
+    gc.freeze()  # collecting torch's objects takes more than half of the time to exit
+    sys.exit(status)  # not os._exit: Fast DDS removes its shared memory
 
 
 def check_files(arguments: Sequence[str]) -> None:
-    """Refuse parameter files that the tools refuse (ConfigError), but pipes, to be read once."""
-    of_ros = False
+    """Refuse (ConfigError) parameter files as the commands do, but pipes, which are read once."""
+    in_ros_arguments = False
     for argument, following in pairwise(arguments):
-        of_ros = argument == '--ros-args' or (of_ros and argument != '--')
-        if of_ros and argument == '--params-file' and not Path(following).is_fifo():
+        in_ros_arguments = argument == '--ros-args' or (in_ros_arguments and argument != '--')
+        if in_ros_arguments and argument == '--params-file' and not Path(following).is_fifo():
             sections(following)
 
 
 def explain(error: Exception) -> str:
-    """Why rclpy refused the command line, in its own words without where in its source."""
+    """Return rclpy's reason for refusing the command line, without the place in its source."""
     text = str(error).removeprefix('failed to initialize rcl: ').partition(', at /')[0]
     return text if isinstance(error, ConfigError) else (
         f'{text.rstrip(".")}. Check what follows --ros-args, and the parameter files: a list has '
