@@ -20,9 +20,9 @@ BAND_PIXELS = 40_000
 
 #: Metres that the camera keeps from walls and furniture.
 CLEARANCE = 0.3
-_TRIES = 200
+_MAX_ATTEMPTS = 200
 #: Metres below the camera down to which things count as in its way.
-_REACH = 0.4
+_BODY_DEPTH = 0.4
 
 
 @dataclass(frozen=True)
@@ -193,10 +193,10 @@ def trajectory(scene: Scene, seed: int, mount: Mount = Mount()) -> Trajectory:
     Raises RuntimeError when the room has no free place for it.
     """
     rng = np.random.default_rng([scene.seed, seed, 7])
-    x, y, room = _free_place(scene, rng, mount.height[0] - _REACH)
+    x, y, free_radius = _free_place(scene, rng, mount.height[0] - _BODY_DEPTH)
     return Trajectory(
         center=(x, y, float(rng.uniform(*mount.height))),
-        radius=float(min(0.6, room)),
+        radius=float(min(0.6, free_radius)),
         yaw=open_direction(scene, x, y, rng),
         yaw_swing=float(rng.uniform(0.2, 0.7)),
         pitch=float(rng.uniform(*mount.pitch)),
@@ -224,12 +224,12 @@ def _free_place(
 ) -> tuple[float, float, float]:
     """A place and the radius of the loop that fits there, among what reaches above `low`."""
     best = (0.0, 0.0, -1.0)
-    for attempt in range(_TRIES):
+    for attempt in range(_MAX_ATTEMPTS):
         x = float(rng.uniform(CLEARANCE, scene.size[0] - CLEARANCE))
         y = float(rng.uniform(CLEARANCE, scene.size[1] - CLEARANCE))
-        room = scene.clearance(x, y, low) - CLEARANCE
-        if room > best[2]:
-            best = (x, y, room)
+        free_radius = scene.clearance(x, y, low) - CLEARANCE
+        if free_radius > best[2]:
+            best = (x, y, free_radius)
         if best[2] > 0.1 and attempt >= 2:
             return best
     if best[2] < 0:

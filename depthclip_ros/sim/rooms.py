@@ -173,7 +173,7 @@ def _bathroom(rng: Generator) -> Room:
     size = (_between(rng, 1.7, 2.6), _between(rng, 2.0, 3.2), _between(rng, 2.3, 2.6))
     tile = _tiles(rng, _choice(rng, (0.15, 0.2)), _light_color(rng))
     walls = _walls(rng, tile, floor=_tiles(rng, 0.3), ceiling=_plain(rng, _light_color(rng)))
-    room = _Furniture(rng, size)
+    room = _Furnisher(rng, size)
     room.against_wall((0.75, 1.6, 0.55), _plain(rng, _light_color(rng)))  # tub
     room.against_wall((0.45, 0.6, 0.85), _wood(rng))  # washstand
     room.against_wall((0.4, 0.35, 1.8), _wood(rng))  # cupboard
@@ -181,13 +181,13 @@ def _bathroom(rng: Generator) -> Room:
     room.round((0.12, 0.18), (0.5, 0.6), _plain(rng))  # bin
     room.hang((0.5, 0.7), 1.2, _plain(rng))  # mirror
     room.door()
-    return room.finished(walls)
+    return room.build_room(walls)
 
 
 def _bedroom(rng: Generator) -> Room:
     size = (_between(rng, 3.0, 4.2), _between(rng, 3.2, 4.8), _between(rng, 2.4, 2.7))
     walls = _walls(rng, _wall(rng), floor=_planks(rng), ceiling=_plain(rng, _light_color(rng)))
-    room = _Furniture(rng, size)
+    room = _Furnisher(rng, size)
     room.against_wall((2.05, 1.5, 0.5), _checked(rng, 0.25))  # bed
     room.against_wall((0.6, 1.5, 2.0), _wood(rng))  # wardrobe
     room.against_wall((0.45, 0.45, 0.5), _wood(rng), sphere=0.14)  # bedside table and lamp
@@ -196,13 +196,13 @@ def _bedroom(rng: Generator) -> Room:
     room.hang((0.5, 0.7), 1.4, _checked(rng, 0.1))
     room.window()
     room.door()
-    return room.finished(walls)
+    return room.build_room(walls)
 
 
 def _office(rng: Generator) -> Room:
     size = (_between(rng, 4.2, 6.0), _between(rng, 4.5, 6.8), _between(rng, 2.6, 2.9))
     walls = _walls(rng, _wall(rng), floor=_carpet(rng), ceiling=_panels(rng))
-    room = _Furniture(rng, size)
+    room = _Furnisher(rng, size)
     for _ in range(int(rng.integers(2, 4))):
         room.standing((1.6, 0.8, 0.74), _wood(rng), on_top=(0.5, 0.15, 0.4), margin=0.1)
     for _ in range(int(rng.integers(2, 4))):
@@ -213,13 +213,13 @@ def _office(rng: Generator) -> Room:
     room.hang((1.2, 0.9), 1.0, _plain(rng, _light_color(rng)))
     room.window()
     room.door()
-    return room.finished(walls)
+    return room.build_room(walls)
 
 
 def _classroom(rng: Generator) -> Room:
     size = (_between(rng, 6.5, 9.0), _between(rng, 7.0, 10.0), _between(rng, 2.9, 3.2))
     walls = _walls(rng, _wall(rng), floor=_tiles(rng, 0.5), ceiling=_panels(rng))
-    room = _Furniture(rng, size)
+    room = _Furnisher(rng, size)
     desk, chair = _wood(rng), _plain(rng)
     columns, rows = int(rng.integers(2, 4)), int(rng.integers(2, 4))
     for i in range(columns):
@@ -233,7 +233,7 @@ def _classroom(rng: Generator) -> Room:
     room.window()
     room.window()
     room.door()
-    return room.finished(walls)
+    return room.build_room(walls)
 
 
 def _corridor(rng: Generator) -> Room:
@@ -241,7 +241,7 @@ def _corridor(rng: Generator) -> Room:
     side = _choice(rng, (_bricks, _wall))(rng)
     floor = _choice(rng, (_tiles(rng, 0.3), _tiles(rng, 0.5)))
     walls = _walls(rng, side, floor, ceiling=_panels(rng))
-    room = _Furniture(rng, size)
+    room = _Furnisher(rng, size)
     for _ in range(int(rng.integers(3, 6))):
         room.door(side=int(rng.integers(0, 2)))
     room.against_wall((0.35, 0.9, 1.8), _wood(rng), side=int(rng.integers(0, 2)))  # lockers
@@ -249,7 +249,7 @@ def _corridor(rng: Generator) -> Room:
     room.round((0.12, 0.18), (0.5, 0.8), _plain(rng))
     room.round((0.15, 0.2), (0.6, 0.9), _striped(rng, 0.1))
     room.door(side=int(rng.integers(2, 4)))
-    return room.finished(walls)
+    return room.build_room(walls)
 
 
 _ROOMS: dict[str, Callable[[Generator], Room]] = {
@@ -259,16 +259,16 @@ _ROOMS: dict[str, Callable[[Generator], Room]] = {
 KINDS: tuple[str, ...] = tuple(_ROOMS)
 
 
-class _Furniture:
+class _Furnisher:
     """Puts things where there is room for them; what finds no place is left out."""
 
     def __init__(self, rng: Generator, size: tuple[float, float, float]) -> None:
         self.rng = rng
         self.size = size
         self.contents: list[Primitive] = []
-        self.taken: list[tuple[float, float, float]] = []  # x, y, radius on the floor
+        self.occupied: list[tuple[float, float, float]] = []  # x, y, radius on the floor
 
-    def finished(self, walls: Walls) -> Room:
+    def build_room(self, walls: Walls) -> Room:
         """The room with its lamp and light."""
         lamp = Material((1.0, 1.0, 0.95))
         self.contents.append(Box((0.5 * self.size[0], 0.5 * self.size[1], self.size[2] - 0.03),
@@ -323,7 +323,7 @@ class _Furniture:
                   material: Material) -> None:
         """A cylinder at a place, if that is free."""
         if self._free(center, (2 * radius, 2 * radius)):
-            self.taken.append((*center, radius))
+            self.occupied.append((*center, radius))
             self.contents.append(Cylinder((*center, 0.5 * height), radius, height, material))
 
     def round(self, radii: tuple[float, float], heights: tuple[float, float],
@@ -370,11 +370,11 @@ class _Furniture:
         radius = 0.5 * min(footprint)
         reach = 0.5 * max(footprint)
         return all(math.hypot(center[0] - x, center[1] - y) > 0.5 * (radius + reach) + r
-                   for x, y, r in self.taken)
+                   for x, y, r in self.occupied)
 
     def _add_box(self, center: tuple[float, float], footprint: tuple[float, float], height: float,
                  material: Material, yaw: float) -> None:
-        self.taken.append((*center, 0.25 * (footprint[0] + footprint[1])))
+        self.occupied.append((*center, 0.25 * (footprint[0] + footprint[1])))
         self.contents.append(Box((*center, 0.5 * height), (*footprint, height), material, yaw))
 
 
@@ -480,7 +480,7 @@ def _brown(rng: Generator) -> Color:
 
 def _walls(rng: Generator, wall: Material, floor: Material, ceiling: Material) -> Walls:
     """Four walls of one material, sometimes one of its own colour; floor and ceiling."""
-    other = _wall(rng) if rng.random() < 0.3 else wall
+    accent = _wall(rng) if rng.random() < 0.3 else wall
     sides = [wall, wall, wall, wall]
-    sides[int(rng.integers(0, 4))] = other
+    sides[int(rng.integers(0, 4))] = accent
     return sides[0], sides[1], sides[2], sides[3], floor, ceiling

@@ -155,9 +155,9 @@ class View:
         number_of_room = int(elapsed // period) if period else 0
         if number_of_room != self._number:
             # Without a rig, the rooms go round the cameras.
-            place = number_of_room if config.rig else number_of_room * cameras + self._index
+            seed_offset = number_of_room if config.rig else number_of_room * cameras + self._index
             self._number = number_of_room
-            self._room = room(config.kind, config.seed + place, self._warn)
+            self._room = room(config.kind, config.seed + seed_offset, self._warn)
             self._announce(number_of_room * period, self._room)
         pose = self._room.path.pose(elapsed - number_of_room * period)
         if config.rig:
@@ -217,7 +217,7 @@ def tour(camera: SimCamera, announce: Callable[[str], None]) -> Iterator[NDArray
 
     """
     for seed in itertools.count():
-        place = room(ALL_KINDS, seed, announce)
-        announce(str(place))
+        tour_room = room(ALL_KINDS, seed, announce)
+        announce(str(tour_room))
         for number in range(TOUR_FRAMES):
-            yield render(place.scene, camera, place.path.pose(number * TOUR_STEP)).rgb
+            yield render(tour_room.scene, camera, tour_room.path.pose(number * TOUR_STEP)).rgb
