@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered rooms with exact depth: the package's own world to train, test and measure in.
+"""Rendered rooms with exact depth, for training, tests and measurements.
 
     scene = Scene.generate('office', seed=3)
     path = trajectory(scene, seed=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulated camera, pinhole with plumb_bob distortion, its rays, and its paths in a room."""
+"""The simulated pinhole camera with plumb_bob distortion, its rays, and its paths in a room."""
 from __future__ import annotations
 
 import math
@@ -13,16 +13,16 @@ from .rooms import Scene
 
 #: Iterations of the fixed-point inversion; 20 reach float32 rounding for |D| of usual lenses.
 UNDISTORT_ITERATIONS = 20
-#: Pixels in a band of rows that is rendered at once: its arrays stay small enough for the memory
-#: allocator to keep, where those of whole images go back to the system and cost page faults.
+#: Pixels in a band of rows that is rendered at once. The memory allocator keeps its small arrays;
+#: those of whole images would go back to the system and cost page faults.
 BAND_PIXELS = 40_000
 
 
-#: Metres that the camera keeps from walls and furniture.
+#: Least distance of the camera from walls and furniture in metres.
 CLEARANCE = 0.3
 _MAX_ATTEMPTS = 200
-#: Metres below the camera down to which things count as in its way.
-_BODY_DEPTH = 0.4
+#: Metres below the camera in which furniture is an obstacle.
+_BODY_HEIGHT = 0.4
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class SimCamera:
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
 
     def scaled(self, width: int, height: int) -> SimCamera:
-        """The same field of view on another pixel grid (the outer pixel borders coincide)."""
+        """Resize the camera to another pixel grid with the same outer borders of the image."""
         sx, sy = width / self.width, height / self.height
         return SimCamera(width, height, self.fx * sx, self.fy * sy, (self.cx + 0.5) * sx - 0.5,
                          (self.cy + 0.5) * sy - 0.5, self.distortion)
 
     def distort(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ideal image-plane coordinates (X/Z, Y/Z) to distorted ones."""
+        """Distort ideal image-plane coordinates (X/Z, Y/Z)."""
         k1, k2, p1, p2, k3 = self.distortion
         r2 = x * x + y * y
         radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
@@ -71,7 +71,7 @@ class SimCamera:
                 y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y)
 
     def undistort(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The inverse of distort, by fixed-point iteration (float64)."""
+        """Invert `distort` by fixed-point iteration (float64)."""
         k1, k2, p1, p2, k3 = self.distortion
         u, v = x, y
         for _ in range(UNDISTORT_ITERATIONS):
@@ -94,7 +94,7 @@ class RayGrid:
     row_range: np.ndarray  # (2, H): least and greatest y in each row
 
     def rectangle(self, x0: float, x1: float, y0: float, y1: float) -> tuple[slice, slice]:
-        """Rows and columns that contain every pixel whose ray has x0 <= x <= x1, y0 <= y <= y1."""
+        """Find rows and columns of all pixels whose rays have x0 <= x <= x1 and y0 <= y <= y1."""
         columns = np.flatnonzero((self.column_range[1] >= x0) & (self.column_range[0] <= x1))
         rows = np.flatnonzero((self.row_range[1] >= y0) & (self.row_range[0] <= y1))
         if len(columns) == 0 or len(rows) == 0:
@@ -104,7 +104,7 @@ class RayGrid:
 
 @lru_cache(maxsize=32)
 def ray_bands(camera: SimCamera) -> tuple[RayGrid, ...]:
-    """The camera's rays in bands of rows, computed once (they depend on the camera alone)."""
+    """Compute the camera's rays in bands of rows, cached for each camera."""
     u, v = np.meshgrid(np.arange(camera.width, dtype=np.float64),
                        np.arange(camera.height, dtype=np.float64))
     x, y = (u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy
@@ -125,7 +125,7 @@ def _band(camera: SimCamera, x: np.ndarray, y: np.ndarray) -> RayGrid:
 
 @dataclass(frozen=True)
 class Mount:
-    """Where a robot carries its camera; each trajectory draws from the ranges.
+    """Height and pitch of the camera on a robot; each trajectory draws from these ranges.
 
     height: lowest and highest, metres above the floor.
     pitch: lowest and highest mean pitch, radians, positive looks up.
@@ -146,7 +146,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A closed path: `pose(time)` is the camera's pose `time` seconds after the start."""
+    """A closed path of the camera, by time since its start."""
 
     center: tuple[float, float, float]
     radius: float
@@ -159,7 +159,10 @@ class Trajectory:
     phase: float
 
     def pose(self, time: float) -> np.ndarray:
-        """(4, 4) float64: optical frame (x right, y down, z forward) to world (z up)."""
+        """Compute the (4, 4) float64 pose at `time` seconds after the start.
+
+        It transforms from the optical frame (x right, y down, z forward) to the world (z up).
+        """
         angle = 2 * math.pi * time / self.period + self.phase
         position = (self.center[0] + self.radius * math.cos(angle),
                     self.center[1] + self.radius * math.sin(angle),
@@ -171,7 +174,7 @@ class Trajectory:
 
 def camera_pose(position: tuple[float, float, float], yaw: float, pitch: float = 0.0,
                 roll: float = 0.0) -> np.ndarray:
-    """(4, 4): a camera at `position` that looks along `yaw`, up by `pitch`; radians."""
+    """Compute the (4, 4) pose of a camera at `position`; yaw, pitch (up), roll in radians."""
     cy, sy, cp, sp = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
     forward = np.array([cy * cp, sy * cp, sp])
     right = np.array([sy, -cy, 0.0])
@@ -186,14 +189,14 @@ def camera_pose(position: tuple[float, float, float], yaw: float, pitch: float =
 
 
 def trajectory(scene: Scene, seed: int, mount: Mount = Mount()) -> Trajectory:
-    """A path in the scene's free space; the same scene, seed and mount, the same path.
+    """Draw a path in the scene's free space; the same arguments give the same path.
 
-    By default the camera stands 1.3 to 1.5 m above the floor, as on a mobile robot with a mast,
-    and looks slightly down. A lower one keeps clear of what stands on the floor, too.
-    Raises RuntimeError when the room has no free place for it.
+    By default the camera is 1.3 to 1.5 m above the floor, as on a mobile robot with a mast, and
+    looks slightly down. A lower camera also keeps clear of low furniture.
+    Raises RuntimeError if the room has no free place for it.
     """
     rng = np.random.default_rng([scene.seed, seed, 7])
-    x, y, free_radius = _free_place(scene, rng, mount.height[0] - _BODY_DEPTH)
+    x, y, free_radius = _free_place(scene, rng, mount.height[0] - _BODY_HEIGHT)
     return Trajectory(
         center=(x, y, float(rng.uniform(*mount.height))),
         radius=float(min(0.6, free_radius)),
@@ -207,7 +210,7 @@ def trajectory(scene: Scene, seed: int, mount: Mount = Mount()) -> Trajectory:
 
 
 def open_direction(scene: Scene, x: float, y: float, rng: np.random.Generator) -> float:
-    """Of a few random directions the one with the farthest wall: one looks into a room."""
+    """Choose the one of a few random directions with the farthest wall, as people look."""
     candidates = [float(v) for v in rng.uniform(-math.pi, math.pi, 5)]
     return max(candidates, key=lambda yaw: _wall_distance(scene, x, y, yaw))
 
@@ -222,7 +225,7 @@ def _wall_distance(scene: Scene, x: float, y: float, yaw: float) -> float:
 def _free_place(
     scene: Scene, rng: np.random.Generator, low: float,
 ) -> tuple[float, float, float]:
-    """A place and the radius of the loop that fits there, among what reaches above `low`."""
+    """Find x, y and the radius of a loop that is clear of all furniture above `low` metres."""
     best = (0.0, 0.0, -1.0)
     for attempt in range(_MAX_ATTEMPTS):
         x = float(rng.uniform(CLEARANCE, scene.size[0] - CLEARANCE))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered rooms in the formats of real data, to try what reads those without having it.
+"""Rendered rooms in the formats of real data sets, to test their readers without the data.
 
-A drive through a room as a rosbag2 bag (mcap), as a RGB-D camera would record it; pure Python
-(`rosbags`), no ROS is needed to write or to read it. And NYU Depth v2: `nyu_depth_v2_labeled.mat`
-is MATLAB v7.3, that is HDF5 with reversed axes and object references (h5py), `splits.mat` is
-MATLAB v5 (scipy). (`offline_eval extract` makes the folder `official_splits` of both.)
+A bag: the drive of an RGB-D camera through a room as rosbag2 (mcap), written in pure Python
+(`rosbags`) without ROS. NYU Depth v2: `nyu_depth_v2_labeled.mat` is MATLAB v7.3, which is HDF5
+with reversed axes and object references (h5py); `splits.mat` is MATLAB v5 (scipy). (`offline_eval
+extract` makes the folder `official_splits` of both.)
 """
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ NANOSECONDS = 1_000_000_000
 #: The colour camera of the data set.
 NYU_CAMERA = SimCamera(640, 480, 518.8579, 519.4696, 325.5824, 253.7362)
 SENSOR_RANGE = 9.99  # metres
-HEADER_SIZE = 512  # bytes before the HDF5 part, in which MATLAB introduces itself
-#: By this the header says that it is not the data set.
+HEADER_SIZE = 512  # bytes of MATLAB's header before the HDF5 part
+#: Text in the header that tells the file from the data set.
 MARK = 'depthclip_ros, rendered rooms'
 
 
@@ -37,7 +37,7 @@ MARK = 'depthclip_ros, rendered rooms'
 
 def write_bag(path: str | Path, scene: Scene, camera: SimCamera | None = None, *,
               frames: int = 30, rate: float = 10.0, noise: float = 0.01, seed: int = 0) -> None:
-    """Write a bag of `frames` frames at `rate` Hz; `path` is the folder to make.
+    """Write a bag of `frames` frames at `rate` Hz to the new folder `path`.
 
     Topics: /camera/color/image_raw (rgb8), /camera/color/camera_info, /camera/depth/image_raw
     (32FC1 metres, exact), /camera/depth/camera_info, /tf (world to the optical frame).
@@ -52,7 +52,7 @@ def write_bag(path: str | Path, scene: Scene, camera: SimCamera | None = None, *
     camera = camera or SimCamera()
     path_of_camera = trajectory(scene, seed)
     messages = _Messages(store.types)
-    # Version 8 is what Humble, Jazzy and later all read.
+    # Humble, Jazzy and later all read version 8.
     with Writer(Path(path), version=8, storage_plugin=StoragePlugin.MCAP) as writer:
         connections: dict[str, Any] = {}
         for number in range(frames):
@@ -76,7 +76,7 @@ def write_bag(path: str | Path, scene: Scene, camera: SimCamera | None = None, *
 
 
 class _Messages:
-    """ROS messages as `rosbags` has them, by their type names."""
+    """Creates ROS messages of `rosbags`' types."""
 
     def __init__(self, types: Any) -> None:
         self.types = types
@@ -114,8 +114,8 @@ class _Messages:
 
 
 def quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
-    """Unit quaternion (x, y, z, w) of a rotation matrix, w not negative."""
-    # The eigenvector of the largest eigenvalue of a symmetric matrix (Bar-Itzhack 2000): no cases.
+    """Convert a rotation matrix to a unit quaternion (x, y, z, w) with w >= 0."""
+    # The eigenvector of a symmetric matrix's largest eigenvalue (Bar-Itzhack 2000).
     r = rotation
     symmetric = np.array([
         [r[0, 0] - r[1, 1] - r[2, 2], 0, 0, 0],
@@ -138,11 +138,11 @@ class Sample:
 
     frame: Frame
     scene: str  # e.g. bathroom_0003
-    raw_depth: np.ndarray  # (480, 640) float32 metres, 0 where the sensor saw nothing
+    raw_depth: np.ndarray  # (480, 640) float32 metres, 0 without a measurement
 
 
 def make_samples(count: int, seed: int = 0) -> list[Sample]:
-    """Entries of all kinds in turn; two pictures of every room, as the data set has several."""
+    """Render entries of all kinds in turn, two pictures of every room, as in the data set."""
     samples = []
     for number in range(count):
         room = number // (2 * len(KINDS))
@@ -156,13 +156,13 @@ def make_samples(count: int, seed: int = 0) -> list[Sample]:
 
 
 def punch_holes(depth: np.ndarray, seed: int) -> np.ndarray:
-    """Depth as a structured-light sensor gives it: 0 where it sees nothing.
+    """Simulate the holes (0) of a structured-light sensor's depth.
 
-    Missing are the shadows beside edges, what is out of range, specks, and an uneven border.
+    It has none in shadows beside edges, out of range, in random specks, and in a random border.
     """
     rng = np.random.default_rng([seed, 13])
     raw = depth.copy()
-    # The projector stands to the right of the camera: the background left of an edge is in shadow.
+    # The projector is right of the camera, so that the background left of an edge is in shadow.
     step = np.zeros(depth.shape, dtype=np.uint8)
     step[:, :-1] = depth[:, :-1] > depth[:, 1:] + 0.05 * depth[:, 1:]
     width = 8
@@ -180,7 +180,7 @@ def punch_holes(depth: np.ndarray, seed: int) -> np.ndarray:
 
 
 def split(count: int) -> tuple[list[int], list[int]]:
-    """Numbers (from 0) of the training and of the test entries: rooms are never in both."""
+    """Split entries into training and test indices (from 0) without a room in both."""
     test = [n for n in range(count) if (n // (2 * len(KINDS))) % 2 == 0]
     return sorted(set(range(count)) - set(test)), test
 
@@ -188,8 +188,8 @@ def split(count: int) -> tuple[list[int], list[int]]:
 def write_labeled_mat(path: str | Path, samples: Sequence[Sample]) -> None:
     """Write `nyu_depth_v2_labeled.mat`.
 
-    h5py sees images (N, 3, 640, 480) uint8, depths and rawDepths (N, 640, 480) float32, scenes and
-    sceneTypes (1, N) references to uint16 characters, as in the original.
+    In h5py, as in the original: images (N, 3, 640, 480) uint8, depths and rawDepths (N, 640, 480)
+    float32, scenes and sceneTypes (1, N) references to uint16 characters.
     """
     import h5py
     path = Path(path)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Furnished rooms of five kinds: what they are made of, and how they are furnished.
+"""Furnished rooms of five kinds: materials, primitives, light, and random furniture.
 
 World frame: z up, the floor is z = 0, the room spans (0, 0, 0) to `size`. Metres.
-Sizes of rooms, doors, furniture, tiles and planks are those of real ones, within a spread: this
-is what tells scale in a picture. Colours are drawn independently of everything else.
+Rooms, doors, furniture, tiles and planks have realistic sizes with a random spread, since these
+sizes give the scale in a picture. Colours are random and independent of everything else.
 """
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ T = TypeVar('T')
 
 @dataclass(frozen=True)
 class Material:
-    """A procedural texture in world coordinates: cells with joints, checks or stripes, variation.
+    """A procedural texture in world coordinates: cells with joints, stripes or checks.
 
     cell: size of one tile, plank or check in metres, along the two axes of the surface.
     stagger: shift of every second row, in cells (0.5 for bricks and planks).
     joint: width of the line between cells in metres (0: none).
     checks: 0 none, 1 stripes (alternate along the first axis), 2 checks (along both).
-    variation: how much the brightness of one cell differs from the next, 0..1.
-    grain: how much the brightness varies within, 0..1, in spots of `grain_size` and finer ones.
+    variation: difference of brightness between cells, 0..1.
+    grain: variation of brightness within cells, 0..1, in spots of `grain_size` and finer ones.
     """
 
     color: Color
@@ -46,7 +46,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Box:
-    """A box that stands level, rotated by `yaw` radians about the vertical through its centre."""
+    """A level box, rotated by `yaw` radians about the vertical through its centre."""
 
     center: Vector
     size: Vector
@@ -54,7 +54,7 @@ class Box:
     yaw: float = 0.0
 
     def corners(self) -> list[Vector]:
-        """The eight corners in the world."""
+        """Compute the eight corners in the world."""
         c, s = math.cos(self.yaw), math.sin(self.yaw)
         hx, hy, hz = (0.5 * v for v in self.size)
         x, y, z = self.center
@@ -98,11 +98,11 @@ Primitive = Box | Cylinder | Sphere
 class Light:
     """Shading by orientation: brightness = ambient + diffuse * max(0, normal . direction).
 
-    There is no term in the distance from the camera, so brightness says nothing about depth.
+    Brightness does not depend on the distance from the camera, and so says nothing about depth.
 
-    lamp: where the diffuse light comes from; it casts shadows and fades with the distance from it,
-        to a half at `reach` metres. None: from everywhere alike.
-    occlusion: how much darker it is behind and beside things, 0..1.
+    lamp: position of the diffuse light, which casts shadows and fades with distance, to a half at
+        `reach` metres. None: light without a position.
+    occlusion: darkening behind and beside things, 0..1.
     """
 
     direction: Vector = (0.3, 0.2, 0.93)
@@ -113,13 +113,13 @@ class Light:
     occlusion: float = 0.0
 
     def shade(self, normal: Vector) -> float:
-        """Brightness factor of a flat surface."""
+        """Compute the brightness factor of a flat surface."""
         cosine = sum(a * b for a, b in zip(normal, self.direction, strict=True))
         return self.ambient + self.diffuse * max(0.0, cosine)
 
 
 Walls = tuple[Material, Material, Material, Material, Material, Material]
-#: Size of a room, its walls, what stands and hangs in it, and its light.
+#: Size of a room, its walls, its contents, and its light.
 Room = tuple[Vector, Walls, tuple[Primitive, ...], Light]
 
 
@@ -136,7 +136,7 @@ class Scene:
 
     @staticmethod
     def generate(kind: str, seed: int) -> Scene:
-        """A furnished room of one of `depthclip_ros.sim.KINDS`; the same seed, the same room.
+        """Generate a room of one of `depthclip_ros.sim.KINDS`; a seed always gives the same room.
 
         Raises ValueError for an unknown kind.
         """
@@ -146,9 +146,9 @@ class Scene:
         return Scene(kind, seed, *_ROOMS[kind](rng))
 
     def clearance(self, x: float, y: float, low: float = 0.0, high: float = 2.0) -> float:
-        """Horizontal distance in metres from (x, y) to the nearest wall or object.
+        """Compute the horizontal distance in metres from (x, y) to the nearest wall or object.
 
-        Only objects that reach into the heights low..high count; negative inside one.
+        Objects outside of the heights low..high are ignored; inside an object it is negative.
         """
         room = min(x, y, self.size[0] - x, self.size[1] - y)
         return min([room] + [_distance(p, x, y) for p in self.contents if _overlaps(p, low, high)])
@@ -260,7 +260,7 @@ KINDS: tuple[str, ...] = tuple(_ROOMS)
 
 
 class _Furnisher:
-    """Puts things where there is room for them; what finds no place is left out."""
+    """Places furniture at random free places; what finds none is left out."""
 
     def __init__(self, rng: Generator, size: tuple[float, float, float]) -> None:
         self.rng = rng
@@ -269,7 +269,7 @@ class _Furnisher:
         self.occupied: list[tuple[float, float, float]] = []  # x, y, radius on the floor
 
     def build_room(self, walls: Walls) -> Room:
-        """The room with its lamp and light."""
+        """Add a lamp and a light, and return the room."""
         lamp = Material((1.0, 1.0, 0.95))
         self.contents.append(Box((0.5 * self.size[0], 0.5 * self.size[1], self.size[2] - 0.03),
                                  (0.3, 1.2, 0.06), lamp))
@@ -283,7 +283,7 @@ class _Furnisher:
 
     def against_wall(self, size: tuple[float, float, float], material: Material,
                      sphere: float = 0.0, side: int = -1) -> None:
-        """A box with its back (first size: depth from the wall) to a wall."""
+        """Add a box against a wall; the first size is its depth from the wall."""
         depth, width, height = (v * _between(self.rng, 0.92, 1.08) for v in size)
         for _ in range(8):
             wall = side if side >= 0 else int(self.rng.integers(0, 4))
@@ -302,7 +302,7 @@ class _Furnisher:
 
     def standing(self, size: tuple[float, float, float], material: Material,
                  on_top: tuple[float, float, float], margin: float) -> None:
-        """A box anywhere, turned by a random angle, with a smaller one on it."""
+        """Add a box anywhere, turned by a random angle, with a smaller one on top."""
         for _ in range(8):
             center = (_between(self.rng, 1.0, self.size[0] - 1.0),
                       _between(self.rng, 1.0, self.size[1] - 1.0))
@@ -315,20 +315,20 @@ class _Furnisher:
 
     def put_box(self, center: tuple[float, float], size: tuple[float, float, float],
                 material: Material, margin: float) -> None:
-        """A box at a place, if that is free."""
+        """Add a box at a place if that is free."""
         if self._free(center, (size[0] + margin, size[1] + margin)):
             self._add_box(center, size[:2], size[2], material, _between(self.rng, -0.1, 0.1))
 
     def put_round(self, center: tuple[float, float], radius: float, height: float,
                   material: Material) -> None:
-        """A cylinder at a place, if that is free."""
+        """Add a cylinder at a place if that is free."""
         if self._free(center, (2 * radius, 2 * radius)):
             self.occupied.append((*center, radius))
             self.contents.append(Cylinder((*center, 0.5 * height), radius, height, material))
 
     def round(self, radii: tuple[float, float], heights: tuple[float, float],
               material: Material) -> None:
-        """A cylinder on the floor, anywhere."""
+        """Add a cylinder anywhere on the floor."""
         for _ in range(8):
             radius = _between(self.rng, *radii)
             center = (_between(self.rng, radius, self.size[0] - radius),
@@ -340,7 +340,7 @@ class _Furnisher:
 
     def hang(self, size: tuple[float, float], bottom: float, material: Material,
              side: int = -1, thickness: float = 0.04) -> None:
-        """A flat thing on a wall: `size` is (width, height), `bottom` its lower edge."""
+        """Add a flat thing on a wall: `size` is (width, height), `bottom` its lower edge."""
         wall = side if side >= 0 else int(self.rng.integers(0, 4))
         extent = self.size[1] if wall < 2 else self.size[0]
         width = min(size[0], extent - 0.2)
@@ -351,11 +351,11 @@ class _Furnisher:
                                  material))
 
     def door(self, side: int = -1) -> None:
-        """A door: 0.9 m by 2.0 m, as doors are."""
+        """Add a door of about 0.9 m by 2.0 m."""
         self.hang((_between(self.rng, 0.82, 0.92), 2.0), 0.0, _plain(self.rng), side)
 
     def window(self) -> None:
-        """A bright window with panes of half a metre."""
+        """Add a bright window with panes of half a metre."""
         glass = Material((0.85, 0.9, 1.0), (0.5, 0.6), joint=0.06,
                          joint_color=_light_color(self.rng))
         self.hang((1.5, 1.2), 0.9, glass)
@@ -366,7 +366,7 @@ class _Furnisher:
         return (along, off if wall == 2 else self.size[1] - off)
 
     def _free(self, center: tuple[float, float], footprint: tuple[float, float]) -> bool:
-        """True where a circle of the footprint's shorter half finds no other one."""
+        """Return whether a footprint overlaps no other one, approximately, by circles."""
         radius = 0.5 * min(footprint)
         reach = 0.5 * max(footprint)
         return all(math.hypot(center[0] - x, center[1] - y) > 0.5 * (radius + reach) + r
@@ -387,13 +387,13 @@ def _choice(rng: Generator, options: Sequence[T]) -> T:
 
 
 def _color(rng: Generator) -> Color:
-    """Any colour, not too dark."""
+    """Draw a colour that is not too dark."""
     r, g, b = 0.15 + 0.75 * rng.random(3)
     return float(r), float(g), float(b)
 
 
 def _light_color(rng: Generator) -> Color:
-    """Near white."""
+    """Draw a colour near white."""
     r, g, b = 0.7 + 0.28 * rng.random(3)
     return float(r), float(g), float(b)
 
@@ -404,12 +404,12 @@ def _near(rng: Generator, color: Color, spread: float) -> Color:
 
 
 def _plain(rng: Generator, color: Color | None = None) -> Material:
-    """Paint with a faint grain of 5 cm."""
+    """Draw a paint with faint cells of 5 cm."""
     return Material(color or _color(rng), (0.05, 0.05), variation=_between(rng, 0.04, 0.1))
 
 
 def _wall(rng: Generator) -> Material:
-    """Wallpaper in stripes, blocks, or rough plaster."""
+    """Draw striped wallpaper, blocks or rough plaster."""
     return _choice(rng, (_striped, _blocks, _plaster))(rng)
 
 
@@ -449,7 +449,7 @@ def _carpet(rng: Generator) -> Material:
 
 
 def _panels(rng: Generator) -> Material:
-    """A suspended ceiling: panels of 0.6 m."""
+    """Draw a suspended ceiling with panels of 0.6 m."""
     return Material(_light_color(rng), (0.6, 0.6), joint=0.03, variation=0.02,
                     joint_color=_near(rng, (0.5, 0.5, 0.5), 0.15))
 
@@ -465,7 +465,7 @@ def _checked(rng: Generator, cell: float) -> Material:
 
 
 def _shelf(rng: Generator) -> Material:
-    """Shelves 0.38 m apart, books 0.06 m wide."""
+    """Draw shelves 0.38 m apart with books 0.06 m wide."""
     return Material(_color(rng), (0.06, 0.38), stagger=0.5, joint=0.012, variation=0.4,
                     joint_color=_brown(rng))
 
@@ -479,7 +479,7 @@ def _brown(rng: Generator) -> Color:
 
 
 def _walls(rng: Generator, wall: Material, floor: Material, ceiling: Material) -> Walls:
-    """Four walls of one material, sometimes one of its own colour; floor and ceiling."""
+    """Assign materials to walls, floor and ceiling; sometimes one wall has another one."""
     accent = _wall(rng) if rng.random() < 0.3 else wall
     sides = [wall, wall, wall, wall]
     sides[int(rng.integers(0, 4))] = accent

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a simulated camera sees: settings, the order of rooms, poses, frames. No ROS in here."""
+"""Views of simulated cameras: settings, the order of rooms, poses and frames. Needs no ROS."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 ALL_KINDS = 'all'
 NANOSECONDS = 1_000_000_000
-# plumb_bob numbers of an inexpensive wide-angle lens: straight lines bend outwards visibly.
+# plumb_bob coefficients of an inexpensive wide-angle lens: straight lines bend outwards visibly.
 LENS = (-0.28, 0.08, 0.0005, -0.0003, 0.0)
-LENS_TOLERANCE = 0.1  # pixels between a ray and where the renderer's inverse puts it
+LENS_TOLERANCE = 0.1  # greatest error of the inverse distortion in pixels
 TOUR_FRAMES, TOUR_STEP = 10, 0.2  # pictures of each room, seconds between them
 
 
@@ -71,7 +71,7 @@ class SimConfig(Settings):
         reload=False)
 
     def _check(self) -> None:
-        camera = self.camera()  # in which the renderer must be able to undo the distortion
+        camera = self.camera()  # the renderer must be able to invert its distortion
         corners = np.array([[-0.5, -0.5], [camera.width - 0.5, camera.height - 0.5]])
         x, y = (corners - (camera.cx, camera.cy)).T / camera.fx
         error = np.hypot(*(a - b for a, b in zip(
@@ -82,7 +82,7 @@ class SimConfig(Settings):
                               'false.')
 
     def camera(self) -> SimCamera:
-        """The camera; all cameras are alike."""
+        """Create the camera; all cameras are alike."""
         focal = self.width / 2 / math.tan(math.radians(self.fov) / 2)
         return SimCamera(self.width, self.height, focal, focal, (self.width - 1) / 2,
                          (self.height - 1) / 2, LENS if self.distortion else (0.0,) * 5)
@@ -100,12 +100,12 @@ class Room:
 
 
 def room(kind: str, seed: int, warn: Callable[[str], None]) -> Room:
-    """One room; where it has no place for a camera, the next that has.
+    """Generate a room, or the next one that has a place for a camera.
 
     Args:
-        kind: of the room; 'all': the seed tells which.
-        seed: of the room.
-        warn: told of a room that is left out.
+        kind: kind of the room; 'all': the seed decides.
+        seed: seed of the room.
+        warn: called with a sentence about a room that is skipped.
 
     """
     while True:
@@ -118,22 +118,22 @@ def room(kind: str, seed: int, warn: Callable[[str], None]) -> Room:
 
 
 class View:
-    """What one camera of several sees.
+    """The view of one camera of several.
 
-    Frames depend on the settings and on the time since the start only.
+    Frames depend only on the settings and the time since the start.
     """
 
     def __init__(
         self, config: SimConfig, index: int, announce: Callable[[float, Room], None],
         warn: Callable[[str], None],
     ) -> None:
-        """Look through one camera.
+        """Create the view.
 
         Args:
-            config: of all cameras.
-            index: of this camera.
-            announce: told when, in seconds since the start, it comes to which room.
-            warn: told of rooms that are left out.
+            config: settings of all cameras.
+            index: index of this camera.
+            announce: called with the time, in seconds since the start, and each new room.
+            warn: called with a sentence about each room that is skipped.
 
         """
         self._config = config
@@ -145,23 +145,23 @@ class View:
         self._room: Room
 
     def restart(self) -> None:
-        """Announce the next picture's room also when it is the last one's."""
+        """Announce the next picture's room even if it is the previous one's."""
         self._number = -1
 
     def frame(self, elapsed: float, number: int) -> Frame:
-        """Render what the camera sees `elapsed` seconds after the start, as picture `number`."""
+        """Render picture `number`, `elapsed` seconds after the start."""
         config, cameras = self._config, len(self._config.cameras)
         period = config.scene_seconds
         number_of_room = int(elapsed // period) if period else 0
         if number_of_room != self._number:
-            # Without a rig, the rooms go round the cameras.
+            # Without a rig, each camera gets the next room in turn.
             seed_offset = number_of_room if config.rig else number_of_room * cameras + self._index
             self._number = number_of_room
             self._room = room(config.kind, config.seed + seed_offset, self._warn)
             self._announce(number_of_room * period, self._room)
         pose = self._room.path.pose(elapsed - number_of_room * period)
         if config.rig:
-            # All centres in one point: turned about the vertical, no wall comes nearer.
+            # All cameras share one centre and turn about the vertical: no wall comes nearer.
             angle = 2 * math.pi * self._index / cameras
             cosine, sine = math.cos(angle), math.sin(angle)
             turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
@@ -171,11 +171,11 @@ class View:
 
 
 class Schedule:
-    """Which picture is due: number n at n / rate seconds after the start, or never.
+    """Schedule of pictures: number n is due n / rate seconds after the start, or is skipped.
 
     Attributes:
         start: time of picture 0, in nanoseconds.
-        skipped: pictures that came too late to be taken.
+        skipped: number of pictures that were skipped because `due` was called too late.
 
     """
 
@@ -186,9 +186,9 @@ class Schedule:
         self._last = -1
 
     def due(self, now: int) -> int | None:
-        """Number of the picture to take now, in nanoseconds; None when it is taken already.
+        """Return the number of the picture due at `now`, in nanoseconds; None if there is none.
 
-        The first call, and one at an earlier time than the last picture's, starts at 0 again.
+        The first call, and one at an earlier time than the last picture's, restarts at 0.
         """
         if self._last < 0 or now < self.stamp(self._last):
             self.start, self._last = now, 0
@@ -201,16 +201,16 @@ class Schedule:
         return number
 
     def stamp(self, number: int) -> int:
-        """Time of a picture in nanoseconds."""
+        """Return the time of a picture in nanoseconds."""
         return self.start + round(number * NANOSECONDS / self._rate)
 
 
 def tour(camera: SimCamera, announce: Callable[[str], None]) -> Iterator[NDArray[np.uint8]]:
-    """A short look into one room of each kind after the other, endlessly, always the same.
+    """Render a few pictures of one room after the other, of each kind in turn, for ever.
 
     Args:
-        camera: that looks.
-        announce: told of every room: its kind and seed.
+        camera: the camera.
+        announce: called with kind and seed of every room.
 
     Yields:
         uint8 (H, W, 3), RGB.
