@@ -270,8 +270,8 @@ class _Conversion:
             channel.topic for channel in self._bag.counts} - self._cameras.keys()}
         latched: dict[str, deque[tuple[int, Channel, Message]]] = {
             topic: deque(maxlen=history) for topic, history in histories.items() if history != 0}
-        before = self._bag.records(latched, None, self._begin) if self._limits[0] else ()
-        for number, (channel, message) in enumerate(before):
+        earlier = self._bag.records(latched, None, self._begin) if self._limits[0] else ()
+        for number, (channel, message) in enumerate(earlier):
             latched[channel.topic].append((number, channel, message))
         for _, channel, message in sorted(chain(*latched.values()), key=itemgetter(0)):
             self._write(channel, message._replace(time=self._begin))
@@ -285,10 +285,10 @@ class _Conversion:
     def _decode_image(self, camera: _Camera, message: Message) -> None:
         """Decode an image if `rate` and `every` select it, and process a complete batch."""
         self.report.images += 1
-        before, number = camera.slot, camera.image_count
+        previous_slot, number = camera.slot, camera.image_count
         camera.image_count += 1
         camera.slot = int((message.time - self._begin) * self._options.rate // NANOSECONDS)
-        if camera.slot == before if self._options.rate else number % self._options.every:
+        if camera.slot == previous_slot if self._options.rate else number % self._options.every:
             self.report.left_out += 1
             return
         if any(waiting is camera for waiting, *_ in self._batch):

@@ -15,18 +15,18 @@ from ..sources.metadata import QOS, Channel
 __all__ = ['create_message', 'deserialize', 'output_channel', 'serialize', 'typestore']
 
 
-def create_message(kind: str, **fields: Any) -> Any:
+def create_message(message_type: str, **fields: Any) -> Any:
     """Create a message; sequences of numbers become arrays, an array.array without a copy."""
     from rosbags.interfaces import Nodetype
-    types = dict(typestore().fielddefs[kind][1])
+    types = dict(typestore().fielddefs[message_type][1])
     for name, value in fields.items():
         if isinstance(value, array.array):
             fields[name] = np.frombuffer(value, value.typecode)
         elif isinstance(value, list):
-            element, about = types[name][1][0]  # of an array or a sequence
-            if element == Nodetype.BASE and about[0] != 'string':
-                fields[name] = np.array(value, about[0])
-    return typestore().types[kind](**fields)
+            element, details = types[name][1][0]  # of an array or a sequence
+            if element == Nodetype.BASE and details[0] != 'string':
+                fields[name] = np.array(value, details[0])
+    return typestore().types[message_type](**fields)
 
 
 def serialize(message: Any) -> bytes:
@@ -34,7 +34,7 @@ def serialize(message: Any) -> bytes:
     return bytes(typestore().serialize_cdr(message, message.__msgtype__))
 
 
-def output_channel(topic: str, kind: str, depth: int) -> Channel:
+def output_channel(topic: str, message_type: str, depth: int) -> Channel:
     """Describe a new topic with the node's QoS: reliable, volatile, keep last."""
     from rosbags import interfaces as of
     from rosbags.rosbag2.metadata import dump_qos_v8
@@ -42,6 +42,6 @@ def output_channel(topic: str, kind: str, depth: int) -> Channel:
     qos = dump_qos_v8([of.Qos(
         of.QosHistory.KEEP_LAST, depth, of.QosReliability.RELIABLE, of.QosDurability.VOLATILE,
         never, never, of.QosLiveliness.AUTOMATIC, never, avoid_ros_namespace_conventions=False)])
-    text, _ = typestore().generate_msgdef(kind, ros_version=2)
-    return Channel(topic, kind, 'cdr', 'ros2msg', text.encode(), ((QOS, qos),),
-                   typestore().hash_rihs01(kind))
+    text, _ = typestore().generate_msgdef(message_type, ros_version=2)
+    return Channel(topic, message_type, 'cdr', 'ros2msg', text.encode(), ((QOS, qos),),
+                   typestore().hash_rihs01(message_type))

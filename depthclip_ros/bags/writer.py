@@ -55,8 +55,8 @@ class BagWriter(ExitStack):
         self._folder, self._channel_ids = folder, dict[Channel, int]()
         self._counts, self._times = Counter[Channel](), list[int]()
         compression = 'none' if source.is_mcap else source.about.compression
-        self._about = About(compression=compression, custom={**source.about.custom, **custom},
-                            distro=source.about.distro)
+        self._metadata = About(compression=compression, custom={**source.about.custom, **custom},
+                               distro=source.about.distro)
         self._path = folder / (folder.name + ('.mcap' if source.is_mcap else '.db3'))
         self._file = _McapWriter(self._path, self, source.beside()) if source.is_mcap else \
             _SqliteWriter(self._path, self)
@@ -68,7 +68,7 @@ class BagWriter(ExitStack):
 
     def write(self, channel: Channel, message: Message) -> None:
         """Write a message of a topic that was added."""
-        if self._about.compression == 'message':
+        if self._metadata.compression == 'message':
             message = message._replace(data=zstandard.compress(message.data))
         self._file.write(self._channel_ids[channel], message)
         self._counts[channel] += 1
@@ -83,7 +83,7 @@ class BagWriter(ExitStack):
             the whole bag for them: those without a type or not in CDR.
 
         """
-        metadata, is_compressed = self._about, self._about.compression == 'file'
+        metadata, is_compressed = self._metadata, self._metadata.compression == 'file'
         metadata.topics = [(channel, self._counts[channel]) for channel in self._channel_ids
                            if channel.type and channel.encoding == 'cdr']
         metadata.files = [self._path.name + '.zstd' * is_compressed]

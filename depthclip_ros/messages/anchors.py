@@ -87,15 +87,15 @@ class Sensors:
     """Messages of the anchor's sensor and of tf."""
 
     def __init__(
-        self, config: NodeConfig, topic: str, deserialize: Deserialize, kind: str = '',
+        self, config: NodeConfig, topic: str, deserialize: Deserialize, message_type: str = '',
     ) -> None:
         """Create it without a message.
 
-        `topic` is the sensor's, or '' if there is none; `kind` is its message type, '' for the
-        usual one of the anchor.
+        `topic` is the sensor's, or '' if there is none; `message_type` is that of its messages, ''
+        for the usual one of the anchor.
         """
         self._config, self.topic, self._deserialize = config, topic, deserialize
-        self._kind = kind or SENSORS.get(config.anchor, ('', ''))[0]
+        self._message_type = message_type or SENSORS.get(config.anchor, ('', ''))[0]
         self._messages: deque[tuple[int, bytes]] = deque(maxlen=MAX_MESSAGES)
         self._transforms: deque[bytes] = deque(maxlen=MAX_TRANSFORMS)
         self._tree, self._lock = TransformTree(), threading.Lock()
@@ -151,9 +151,9 @@ class Sensors:
         is (h, w) metres.
         """
         if self._content_cache[0] is not message:
-            parsed = parse(self._deserialize, message[1], self._kind, RangeError)
-            content = scan_points(parsed) if self._kind == SCAN else \
-                cloud_points(parsed, MAX_CLOUD_POINTS) if self._kind == POINT_CLOUD else \
+            parsed = parse(self._deserialize, message[1], self._message_type, RangeError)
+            content = scan_points(parsed) if self._message_type == SCAN else \
+                cloud_points(parsed, MAX_CLOUD_POINTS) if self._message_type == POINT_CLOUD else \
                 to_depth(parsed)
             self._content_cache = message, parsed.header, content
         return self._content_cache[1], self._content_cache[2]
@@ -276,7 +276,7 @@ class Anchor:
                     'camera_height and camera_pitch.'))
         rows, columns = ((np.arange(count) + 0.5) * length / count - 0.5
                          for count, length in zip(FLOOR_GRID, size, strict=True))
-        u, v = (places.ravel() for places in np.meshgrid(columns, rows))
+        u, v = (coordinates.ravel() for coordinates in np.meshgrid(columns, rows))
         down = -(model.rays(u, v).reshape(-1, 3) @ up)
         with np.errstate(divide='ignore'):
             z = np.where(down > 0.0, height / down, np.inf)
@@ -370,6 +370,6 @@ def _registered_points(header: Any, image: Any, depth: NDArray[np.float32], size
     rows, columns = np.divmod(np.flatnonzero(depth > MIN_DEPTH), depth.shape[1])
     step = max(1, -(-len(rows) // MOST_POINTS))
     rows, columns = rows[::step], columns[::step]
-    v, u = ((place + 0.5) * (length / count) - 0.5 for place, length, count in zip(
+    v, u = ((index + 0.5) * (length / count) - 0.5 for index, length, count in zip(
         (rows, columns), size, depth.shape, strict=True))
     return Points(u, v, depth[rows, columns].astype(np.float64))

@@ -148,9 +148,9 @@ def _decode_rvl(data: bytes, max_pixels: int) -> NDArray[np.uint16]:
     starts = ends - lengths + 1
     pixels = np.zeros(width * height, np.int64)
     if len(ends) and lengths.max() <= _MAX_NIBBLES:
-        places = np.arange(ends[-1] + 1) - np.repeat(starts, lengths)
+        positions = np.arange(ends[-1] + 1) - np.repeat(starts, lengths)
         numbers = np.add.reduceat(
-            (nibbles[:len(places)] & 7) << 3 * places, starts)
+            (nibbles[:len(positions)] & 7) << 3 * positions, starts)
         if _fill_runs(pixels, numbers):
             return pixels.astype(np.uint16).reshape(height, width)
     raise ImageError(

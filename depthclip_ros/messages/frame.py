@@ -40,14 +40,14 @@ class CameraContext:
     """
 
     def __init__(self, deserialize: Deserialize, config: NodeConfig,
-                 sensors: Sensors | None = None, kind: str = '') -> None:
+                 sensors: Sensors | None = None, image_type: str = '') -> None:
         """Create the state without a camera_info.
 
-        `sensors` are those of the anchor, shared by all cameras; `kind` is the images' message
-        type, '' for the one of `image_transport`.
+        `sensors` are those of the anchor, shared by all cameras; `image_type` is the message type
+        of the images, '' for the one of `image_transport`.
         """
         self.config, self._deserialize = config, deserialize
-        self.kind = kind or (
+        self.image_type = image_type or (
             COMPRESSED_IMAGE if config.image_transport == 'compressed' else IMAGE)
         self.camera_info: bytes | None = None
         self.anchor = None if sensors is None else Anchor(sensors, config)
@@ -86,7 +86,7 @@ class CameraContext:
             ImageError: it cannot be used.
 
         """
-        message = parse(self._deserialize, raw, self.kind, ImageError)
+        message = parse(self._deserialize, raw, self.image_type, ImageError)
         rgb, model, problem = to_rgb(message), None, None
         height, width = rgb.shape[:2]
         try:

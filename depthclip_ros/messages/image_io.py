@@ -311,10 +311,10 @@ def tiff_directory(data: bytes) -> tuple[dict[int, int], int]:
         start, = struct.unpack_from(f'{order}I', data, 4)
         count, = struct.unpack_from(f'{order}H', data, start)
         end = start + 2 + 12 * count
-        for place in range(start + 2, end, 12):
-            tag, kind, _ = struct.unpack_from(f'{order}HHI', data, place)
-            number = 'H' if kind == 3 else 'I'  # of 16 bits or of 32
-            tags[tag], = struct.unpack_from(f'{order}{number}', data, place + 8)
+        for offset in range(start + 2, end, 12):
+            tag, field_type, _ = struct.unpack_from(f'{order}HHI', data, offset)
+            number = 'H' if field_type == 3 else 'I'  # of 16 bits or of 32
+            tags[tag], = struct.unpack_from(f'{order}{number}', data, offset + 8)
         return tags, int(struct.unpack_from(f'{order}I', data, end)[0])
     return tags, 0
 

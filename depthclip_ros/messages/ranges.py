@@ -46,7 +46,7 @@ def cloud_points(msg: Any, limit: int = 0) -> Float64:
     fields = {str(field.name): field for field in msg.fields}
     order = '>' if msg.is_bigendian else '<'
     try:
-        kind = np.dtype({
+        dtype = np.dtype({
             'names': list('xyz'), 'itemsize': step,
             'formats': [order + _FLOATS[int(fields[name].datatype)] for name in 'xyz'],
             'offsets': [int(fields[name].offset) for name in 'xyz']})
@@ -58,7 +58,7 @@ def cloud_points(msg: Any, limit: int = 0) -> Float64:
     if row < dense or data.size < (height - 1) * row + dense:
         raise _wrong_layout(msg, data.size, (
             f'needs {height} rows of {dense} bytes; row_step is {row}'))
-    cloud = np.ndarray((height, width), kind, data.data, strides=(row, step))
+    cloud = np.ndarray((height, width), dtype, data.data, strides=(row, step))
     if limit and width * height > limit:
         stride = -(-width * height // limit)
         cloud = cloud[np.divmod(np.arange(0, width * height, stride), width)]

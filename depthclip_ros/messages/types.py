@@ -37,26 +37,26 @@ INPUTS = {
 
 
 @functools.cache
-def message_class(kind: str) -> Any:
+def message_class(message_type: str) -> Any:
     """Import and return the class of a type such as 'sensor_msgs/msg/Image'.
 
     Raises:
         ImportError: it is not installed.
 
     """
-    package, _, name = kind.split('/')
+    package, _, name = message_type.split('/')
     return getattr(importlib.import_module(f'{package}.msg'), name)
 
 
-def make(kind: str, **fields: Any) -> Any:
+def make(message_type: str, **fields: Any) -> Any:
     """Create a message of rclpy."""
-    return message_class(kind)(**fields)
+    return message_class(message_type)(**fields)
 
 
-def deserialize(raw: bytes, kind: str) -> Any:
+def deserialize(raw: bytes, message_type: str) -> Any:
     """Deserialise a message by rclpy, which raises errors of its own."""
     from rclpy.serialization import deserialize_message
-    return deserialize_message(raw, message_class(kind))
+    return deserialize_message(raw, message_class(message_type))
 
 
 def topic_name(name: str) -> str:
@@ -66,11 +66,13 @@ def topic_name(name: str) -> str:
 
 def type_name(name: str) -> str:
     """Return a type's name in ROS 2's spelling; some programs omit /msg/, as ROS 1 does."""
-    package, slash, kind = name.partition('/')
-    return f'{package}/msg/{kind}' if slash and '/' not in kind else name
+    package, slash, base_name = name.partition('/')
+    return f'{package}/msg/{base_name}' if slash and '/' not in base_name else name
 
 
-def parse(deserialize: Deserialize, raw: bytes, kind: str, error_type: type[DataError]) -> Any:
+def parse(
+    deserialize: Deserialize, raw: bytes, message_type: str, error_type: type[DataError],
+) -> Any:
     """Deserialise a message of an untrusted sender.
 
     Raises:
@@ -78,10 +80,10 @@ def parse(deserialize: Deserialize, raw: bytes, kind: str, error_type: type[Data
 
     """
     try:
-        return deserialize(raw, kind)
+        return deserialize(raw, message_type)
     except Exception as reason:  # every middleware has errors of its own
         raise error_type(
-            'unreadable message', f'{len(raw)} bytes are no {kind.rpartition("/")[2]} '
+            'unreadable message', f'{len(raw)} bytes are no {message_type.rpartition("/")[2]} '
             f'({quoted(str(reason))}). Check what publishes on the topic.') from reason
 
 

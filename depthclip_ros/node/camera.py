@@ -124,11 +124,11 @@ class Camera:
         self._subscriptions: list[AdaptiveSubscription] = []
         # One profile for each publisher, since rclpy writes the overrides into it.
         self._publishers = {topic: node.create_lifecycle_publisher(
-            messages.message_class(kind), topic_prefix(name) + topic,
+            messages.message_class(message_type), topic_prefix(name) + topic,
             QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=OUTPUT_DEPTH,
                        reliability=RELIABLE),
             qos_overriding_options=override_options(node, topic_prefix(name) + topic, 'publisher'))
-            for topic, (kind, _) in OUTPUTS.items()}
+            for topic, (message_type, _) in OUTPUTS.items()}
         self.depth_topic = self._publishers['depth/image'].topic_name
         self.ages, self.nan_fractions = RollingWindow(), RollingWindow()
         self.focal, self.last_error = (1.0, NO_REFERENCE_FOCAL), ''
@@ -147,7 +147,7 @@ class Camera:
         self.first_image_time = math.inf
         self.last_image_time = time.monotonic()
         self._subscriptions.append(AdaptiveSubscription(
-            self._node, self.context.kind, self._image_name, self._on_image, self._on_lost))
+            self._node, self.context.image_type, self._image_name, self._on_image, self._on_lost))
         self._subscriptions.append(AdaptiveSubscription(
             self._node, messages.CAMERA_INFO, self._camera_info_name,
             self.context.on_camera_info, latched=True))

@@ -317,12 +317,12 @@ class DepthNode(LifecycleNode):
         """Subscribe to the anchor's sensor, and to tf if it is needed."""
         if not config.anchor:
             return
-        kind, name = SENSORS.get(config.anchor, ('', ''))
+        message_type, name = SENSORS.get(config.anchor, ('', ''))
         topic = self.resolve_topic_name(name) if name else ''
         sensors = self._sensors = Sensors(config, topic, messages.deserialize)
         if name:
             self._sensor_subscriptions.append(
-                AdaptiveSubscription(self, kind, name, sensors.on_message))
+                AdaptiveSubscription(self, message_type, name, sensors.on_message))
         if not needs_transforms(config):
             return
         try:

@@ -202,16 +202,16 @@ class CameraHealth:
 
         Only while the node is `active` can the camera have findings: before, no image is expected.
         """
-        self.config, camera, now, before = config, self.camera, time.monotonic(), self.counts
+        self.config, camera, now, previous = config, self.camera, time.monotonic(), self.counts
         self.seconds_without_image, self.counts = now - camera.last_image_time, camera.counts()
         self._samples.append((now, self.counts))
         findings = [finding for find in CAMERA_FINDINGS if active and (finding := find(self))]
         for finding in findings:
             finding.log(camera.log)
-        new = [cause.partition(': ')[2] for cause in sorted(self.counts - before)
+        new = [cause.partition(': ')[2] for cause in sorted(self.counts - previous)
                if ': ' in cause]
         notes = [*new, *['idle: nobody subscribes to an output'] * (
-            self.counts['idle'] > before['idle'])]
+            self.counts['idle'] > previous['idle'])]
         if not (node_findings or findings or notes):
             notes = [f'{self.rate("published"):.1f} Hz']
         values, anchor, scene = frame_values(self), camera.context.anchor, camera.context.scene
@@ -241,7 +241,7 @@ class CameraHealth:
 
 
 def _status(
-    node: Node, part: str, findings: Sequence[Finding], notes: Sequence[str], values: Values,
+    node: Node, component: str, findings: Sequence[Finding], notes: Sequence[str], values: Values,
     min_level: bytes = OK,
 ) -> DiagnosticStatus:
     """Make a status message; floats get two decimals, and NaN becomes an empty text."""
@@ -250,7 +250,7 @@ def _status(
         texts |= {key.replace('…', name): value[name] for name in value} \
             if isinstance(value, Mapping) else {key: value}
     return DiagnosticStatus(
-        name=f'{node.get_fully_qualified_name()}: {part}'.lstrip('/'),
+        name=f'{node.get_fully_qualified_name()}: {component}'.lstrip('/'),
         level=max([min_level, *(finding.level for finding in findings)]),
         message=', '.join([*(finding.summary for finding in findings), *notes]),
         values=[KeyValue(key=key, value=str(value) if not isinstance(value, float) else

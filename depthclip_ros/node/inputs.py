@@ -58,7 +58,7 @@ class AdaptiveSubscription:
     """
 
     def __init__(
-        self, node: Node, kind: str, name: str, callback: Callable[[bytes], None],
+        self, node: Node, message_type: str, name: str, callback: Callable[[bytes], None],
         on_lost: Callable[[int], None] | None = None, *, latched: bool = False,
         adapts_durability: bool = True, depth: int = INPUT_DEPTH,
     ) -> None:
@@ -72,7 +72,8 @@ class AdaptiveSubscription:
             ConfigError: a parameter of qos_overrides has a wrong value.
 
         """
-        self._node, self._kind, self._name, self._callback = node, kind, name, callback
+        self._node, self._name, self._callback = node, name, callback
+        self._message_type = message_type
         self.topic: str = node.resolve_topic_name(name)
         self._on_lost, self._adapts_durability, self._latched = on_lost, adapts_durability, latched
         self._override_options = override_options(node, name, 'subscription')
@@ -153,7 +154,7 @@ class AdaptiveSubscription:
         while True:
             try:
                 return self._node.create_subscription(
-                    messages.message_class(self._kind), self._name, self._callback,
+                    messages.message_class(self._message_type), self._name, self._callback,
                     QoSProfile(**self._qos), raw=True,
                     event_callbacks=SubscriptionEventCallbacks(**events),
                     qos_overriding_options=self._override_options)

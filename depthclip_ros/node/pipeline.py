@@ -42,7 +42,7 @@ MAX_LINE = 1000  # characters of a traceback's line; a message may quote its inp
 # Groups of topics in the order of publication, each by what is counted if the group fails, and
 # the sentence that is then logged.
 CLOUD = ('depth/camera_info', 'points')
-STAGES = {
+OUTPUT_GROUPS = {
     REJECTED: (('depth/image',), 'Image rejected'),
     NO_CLOUD: (CLOUD, 'No points and no depth/camera_info'),
     NO_PICTURES: (tuple(topic for topic in OUTPUTS if topic not in ('depth/image', *CLOUD)),
@@ -149,27 +149,27 @@ class Pipeline:
         answers = self._predict_with_retry(frames)
         network = time.perf_counter() - predicting
         # All depth first: no camera's depth waits for the slower outputs of another.
-        for part, (topics, _) in STAGES.items():
+        for group, (topics, _) in OUTPUT_GROUPS.items():
             for camera, answer in list(answers.items()):
                 is_published = self._attempt(
-                    camera, 'publication', part, self._publish, camera, answer, part, topics)
-                if part == REJECTED and not is_published:
+                    camera, 'publication', group, self._publish, camera, answer, group, topics)
+                if group == REJECTED and not is_published:
                     del answers[camera]
         if answers:
             self.network_ms.add(1e3 * network)
             self.overhead_ms.add(1e3 * (time.perf_counter() - start - network) / len(answers))
 
     def _attempt(
-        self, camera: Camera, stage: str, part: str, work: Callable[..., Result], *arguments: Any,
+        self, camera: Camera, stage: str, group: str, work: Callable[..., Result], *arguments: Any,
     ) -> Result | None:
         """Do some work; an error of it costs this camera's image, or a part of its outputs."""
         try:
             return work(*arguments)
         except Exception as error:  # the unit of failure is the image
             cause = messages.cause_of(error, stage)
-            camera.count(part, cause)
+            camera.count(group, cause)
             if cause != 'absent':  # a finding reports that, after input_timeout
-                self._log_failure(camera, f'{STAGES[part][1]} ({cause})', error)
+                self._log_failure(camera, f'{OUTPUT_GROUPS[group][1]} ({cause})', error)
             if is_device_error(error):
                 raise DeviceLostError(
                     f'The device has failed ({describe(error)}), and nothing but a new process '
@@ -230,23 +230,23 @@ class Pipeline:
         return dict(zip(frames, answers, strict=True))
 
     @staticmethod
-    def _publish(camera: Camera, answer: Answer, part: str, topics: Iterable[str]) -> bool:
+    def _publish(camera: Camera, answer: Answer, group: str, topics: Iterable[str]) -> bool:
         """Publish the topics of one part that have subscribers; False if the node is inactive."""
-        if part == REJECTED and not camera.is_active():  # rclpy would publish nothing
+        if group == REJECTED and not camera.is_active():  # rclpy would publish nothing
             camera.count(DROPPED)
             return False
         frame = answer.frame
-        if part == NO_CLOUD and frame.camera_model is None and frame.camera_problem is not None:
+        if group == NO_CLOUD and frame.camera_model is None and frame.camera_problem is not None:
             raise frame.camera_problem
-        if part == NO_PICTURES:
+        if group == NO_PICTURES:
             camera.update_statistics(answer)
         for topic in topics:
-            if part != REJECTED and not camera.has_subscribers(topic):
+            if group != REJECTED and not camera.has_subscribers(topic):
                 continue
             message = OUTPUTS[topic][1](messages.make, answer)
             if message is not None:
                 camera.publish(topic, message)
-        if part == REJECTED:
+        if group == REJECTED:
             camera.record_publication(answer)
             camera.count(PUBLISHED)
         return True
@@ -279,7 +279,7 @@ def is_device_error(error: Exception) -> bool:
     """
     text = f'{type(error).__name__}: {error}'
     return isinstance(error, RuntimeError) and not is_short_of_memory(error) and any(
-        part in text for part in ('CUDA', 'cuDNN', 'CUBLAS', 'AcceleratorError'))
+        name in text for name in ('CUDA', 'cuDNN', 'CUBLAS', 'AcceleratorError'))
 
 
 def describe(error: BaseException) -> str:

@@ -333,9 +333,9 @@ class _Furnisher:
             radius = _between(self.rng, *radii)
             center = (_between(self.rng, radius, self.size[0] - radius),
                       _between(self.rng, radius, self.size[1] - radius))
-            before = len(self.contents)
+            count = len(self.contents)
             self.put_round(center, radius, _between(self.rng, *heights), material)
-            if len(self.contents) > before:
+            if len(self.contents) > count:
                 return
 
     def hang(self, size: tuple[float, float], bottom: float, material: Material,
