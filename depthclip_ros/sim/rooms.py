@@ -72,7 +72,7 @@ class Cylinder:
     material: Material
 
     def corners(self) -> list[Vector]:
-        """The eight corners of its bounding box."""
+        """Compute the eight corners of its bounding box."""
         r, h, (x, y, z) = self.radius, 0.5 * self.height, self.center
         return [(x + i, y + j, z + k) for i in (-r, r) for j in (-r, r) for k in (-h, h)]
 
@@ -86,7 +86,7 @@ class Sphere:
     material: Material
 
     def corners(self) -> list[Vector]:
-        """The eight corners of its bounding box."""
+        """Compute the eight corners of its bounding box."""
         r, (x, y, z) = self.radius, self.center
         return [(x + i, y + j, z + k) for i in (-r, r) for j in (-r, r) for k in (-r, r)]
 
