@@ -70,9 +70,6 @@ def run(name: str, module: str, function: str = 'main') -> int:
         module: name of the module in the package.
         function: name of the function, which returns the exit code or ends the process.
 
-    Returns:
-        The exit code, if the process could not run the function.
-
     """
     begin()
     try:
@@ -138,8 +135,7 @@ def _import_module(module: str) -> ModuleType:
 
     A KeyboardInterrupt would occur inside a library, which may turn it into another error.
     """
-    # Else the signal is ignored.
-    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else ignored
     if is_default:
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     try:

@@ -42,9 +42,8 @@ class Cluster(NamedTuple):
     """Where workers run.
 
     Attributes:
-        address: 'local': Ray is started on this machine, and stopped at the end. 'auto': the
-            cluster that this machine belongs to, or else as 'local'. Otherwise Ray's address of a
-            cluster.
+        address: 'local': Ray is started on this machine, and stopped at the end. 'auto': this
+            machine's cluster, or else as 'local'. Otherwise Ray's address of a cluster.
         cpus: CPUs of each worker.
         gpus: GPUs of each worker, which may be a fraction.
         retries: how often a task is repeated whose worker died.
@@ -63,9 +62,8 @@ def cluster_of(options: argparse.Namespace) -> Cluster | None:
         options.ray, options.cpus, options.gpus, options.retries)
 
 
-def run_tasks(
-    create_work: WorkFactory, tasks: Iterable[Task], cluster: Cluster | None,
-) -> Iterator[Outcome]:
+def run_tasks(create_work: WorkFactory, tasks: Iterable[Task],
+              cluster: Cluster | None) -> Iterator[Outcome]:
     """Run all tasks; the failure of one stops no other.
 
     Args:
@@ -93,9 +91,8 @@ def run_tasks(
         ray.shutdown()
 
 
-def _run_on_ray(
-    ray: Any, create_work: WorkFactory, queue: deque[Task], cluster: Cluster,
-) -> Iterator[Outcome]:
+def _run_on_ray(ray: Any, create_work: WorkFactory, queue: deque[Task],
+                cluster: Cluster) -> Iterator[Outcome]:
     """Start as many workers as the cluster can hold; give each a task whenever it is idle."""
     resource, required = ('GPU', cluster.gpus) if cluster.gpus else ('CPU', cluster.cpus)
     available = ray.cluster_resources().get(resource, 0)

@@ -130,24 +130,16 @@ def plan_launch(texts: Mapping[str, str], namespace: str) -> Plan:
 
 
 def unknown_arguments(
-    names: Collection[str], typed: Collection[str], argument_names: Collection[str], file: str,
+    names: Collection[str], typed: Collection[str], arguments: Collection[str], file: str,
 ) -> list[str]:
     """Return warnings about launch configurations that are no arguments of a launch file.
 
-    Args:
-        names: all launch configurations, before the file's defaults.
-        typed: names on the command line.
-        argument_names: arguments of the file.
-        file: name of the file.
-
-    Raises:
-        ConfigError: a typed name is misspelt, and no other launch file, which may have arguments
-            of its own, includes this one.
-
+    `names` are all but the file's own defaults, `typed` those of the command line. ConfigError if
+    a typed one is misspelt, unless another launch file, with its own arguments, includes this one.
     """
     is_included, notes = not set(names) <= set(typed), list[str]()
-    for name in sorted(set(names) - set(argument_names) - GROUP_CONFIGURATIONS):
-        suggestion = nearest(name, argument_names)
+    for name in sorted(set(names) - set(arguments) - GROUP_CONFIGURATIONS):
+        suggestion = nearest(name, arguments)
         notice = f'{name}:= is no argument of {file}' + (
             f"; did you mean '{suggestion}'?" if suggestion else ' and has no effect')
         if suggestion and not is_included:
@@ -157,7 +149,7 @@ def unknown_arguments(
     return notes
 
 
-def actions_after_exit(name: str, event: Any, context: Any, actions: list[Any]) -> list[Any]:
+def on_exit(name: str, event: Any, context: Any, actions: list[Any]) -> list[Any]:
     """Return the actions after a process's end, or none while the whole launch shuts down.
 
     A failure goes to the launch's event loop, so that `ros2 launch` returns 1 at its end; an

@@ -23,7 +23,7 @@ from launch.actions import (
 from launch_ros.actions import Node
 
 from depthclip_ros.core.parameter_file import read_value
-from depthclip_ros.launching import MEANINGS, actions_after_exit, unknown_arguments
+from depthclip_ros.launching import MEANINGS, on_exit, unknown_arguments
 from depthclip_ros.resources import config_path, share_dir
 
 PACKAGE = 'depthclip_ros'
@@ -85,7 +85,7 @@ def _actions(context: LaunchContext) -> list[Action]:
     camera = Node(
         package=PACKAGE, executable='sim_camera', name='sim_camera',
         namespace=arguments['namespace'], parameters=[parameters] if parameters else [],
-        output='screen', on_exit=lambda event, context: actions_after_exit(
+        output='screen', on_exit=lambda event, context: on_exit(
             'sim_camera', event, context, [Shutdown(reason='sim_camera has ended')]))
     return [SetLaunchConfiguration('fixed_frame', frame), IncludeLaunchDescription(
         str(share_dir() / 'launch' / 'depth.launch.py')), camera]

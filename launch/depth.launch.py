@@ -28,14 +28,7 @@ from rclpy.expand_topic_name import expand_topic_name
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from depthclip_ros.core.files import user_path
-from depthclip_ros.launching import (
-    MEANINGS,
-    NODE,
-    Plan,
-    actions_after_exit,
-    plan_launch,
-    unknown_arguments,
-)
+from depthclip_ros.launching import MEANINGS, NODE, Plan, on_exit, plan_launch, unknown_arguments
 from depthclip_ros.resources import large_images_profile
 from depthclip_ros.rviz import rviz_file
 
@@ -86,14 +79,13 @@ def _actions(context: LaunchContext) -> list[Action]:
         parameters=[*plan.params_files, *([parameters] if parameters else [])],
         ros_arguments=['--log-level', plan.launch.log_level] if plan.launch.log_level else [],
         respawn=plan.launch.respawn, respawn_delay=plan.launch.respawn_delay,
-        on_exit=lambda event, context: actions_after_exit(
-            NODE, event, context, _after_node(plan)))]
+        on_exit=lambda event, context: on_exit(NODE, event, context, _after_node(plan)))]
     if plan.launch.bag:
         actions.append(Node(
             package=PACKAGE, executable='bag_player', **common, arguments=[
                 str(user_path(plan.launch.bag)), '--clock', '--settle', str(DISCOVERY),
                 '--wait-for', *plan.topics, '--wait-for-node', f'{namespace.rstrip("/")}/{NODE}'],
-            on_exit=lambda event, context: actions_after_exit('the player', event, context, [
+            on_exit=lambda event, context: on_exit('the player', event, context, [
                 LogInfo(msg='the bag has ended: stopping'),
                 Shutdown(reason='the bag has ended')])))
     if plan.launch.rviz:

@@ -189,7 +189,7 @@ def test_a_failure_is_told_to_the_loop_of_the_launch_and_ends_nothing():
     loop, told = asyncio.new_event_loop(), []
     loop.set_exception_handler(lambda _, context: told.append(context['message']))
     for code, is_shutdown, actions in ((0, False, ['end']), (-9, False, ['end']), (-9, True, [])):
-        assert launching.actions_after_exit(
+        assert launching.on_exit(
             'depth_node', SimpleNamespace(returncode=code),
             SimpleNamespace(is_shutdown=is_shutdown, asyncio_loop=loop), ['end']) == actions
     loop.close()

@@ -90,9 +90,8 @@ def convert_all(
     return result
 
 
-def _load_worker(
-    depth: DepthConfig, node: NodeConfig, threads: int,
-) -> Callable[..., Report | None]:
+def _load_worker(depth: DepthConfig, node: NodeConfig,
+                 threads: int) -> Callable[..., Report | None]:
     """Load the model, and return the function that converts one bag by it."""
     estimator = DepthEstimator(depth, node.weights, node.device, cache_dir=node.cache_dir,
                                offline=node.offline, num_threads=threads)
@@ -137,9 +136,8 @@ def find_bags(argument: str) -> list[BagFile]:
     bag_files, name_counts = [], Counter[str]()
     for bag in bags:
         name = bag.name if root is None else str(bag.relative_to(root))
-        name = name.removesuffix(
-            next((suffix for suffix in _BAG_SUFFIXES if name.endswith(suffix)), ''))
+        name = name.removesuffix(next((end for end in _BAG_SUFFIXES if name.endswith(end)), ''))
         name_counts[name] += 1  # a second output of the same name gets a number
-        number = name_counts[name]
-        bag_files.append(BagFile(name if number == 1 else f'{name}_{number}', bag))
+        suffix = '' if name_counts[name] == 1 else f'_{name_counts[name]}'
+        bag_files.append(BagFile(name + suffix, bag))
     return bag_files

@@ -67,9 +67,7 @@ MAX_STAMP_GAP = 0.5  # seconds between the stamps of an image and of its anchor'
 MAX_CLOUD_POINTS = 10 * MOST_POINTS  # that are read of a cloud; most are behind the camera
 MIN_DEPTH = 0.05  # metres
 MAX_FLOOR_DEPTH = 4.0  # of the floor's points, in heights of the camera
-# Only floor points whose log(floor's depth / predicted depth) is below this quantile count: things
-# on the floor are nearer.
-FLOOR_QUANTILE = 0.25
+FLOOR_QUANTILE = 0.25  # of log(floor's depth / depth), below which points count: things are nearer
 FLOOR_GRID = 24, 32  # rows and columns of the floor's points in an image
 _NANOSECONDS = 10 ** 9
 
@@ -86,13 +84,11 @@ def needs_transforms(config: NodeConfig) -> bool:
 class Sensors:
     """Messages of the anchor's sensor and of tf."""
 
-    def __init__(
-        self, config: NodeConfig, topic: str, deserialize: Deserialize, message_type: str = '',
-    ) -> None:
+    def __init__(self, config: NodeConfig, topic: str, deserialize: Deserialize,
+                 message_type: str = '') -> None:
         """Create it without a message.
 
-        `topic` is the sensor's, or '' if there is none; `message_type` is that of its messages, ''
-        for the usual one of the anchor.
+        `topic` is '' if there is no sensor, `message_type` '' for the usual one of the anchor.
         """
         self._config, self.topic, self._deserialize = config, topic, deserialize
         self._message_type = message_type or SENSORS.get(config.anchor, ('', ''))[0]
@@ -125,12 +121,7 @@ class Sensors:
     # Called by the worker ------------------------------------------------------------------
 
     def nearest_message(self, stamp: int) -> tuple[int, bytes]:
-        """Return the message whose stamp is nearest to an image's.
-
-        Raises:
-            RangeError: 'no message', or 'stamps apart': none within MAX_STAMP_GAP.
-
-        """
+        """Return the message nearest to an image's stamp, RangeError if beyond MAX_STAMP_GAP."""
         messages = self._messages.copy()
         if not messages:
             raise RangeError('no message', (
@@ -145,11 +136,7 @@ class Sensors:
         return message
 
     def read_content(self, message: tuple[int, bytes]) -> tuple[Any, Any]:
-        """Read header and content, cached for the last message.
-
-        The content is (N, 3) points in metres in the message's frame; for the anchor 'depth' it
-        is (h, w) metres.
-        """
+        """Read header and (N, 3) points in metres in its frame; of 'depth' (h, w) metres."""
         if self._content_cache[0] is not message:
             parsed = parse(self._deserialize, message[1], self._message_type, RangeError)
             content = scan_points(parsed) if self._message_type == SCAN else \
@@ -161,11 +148,10 @@ class Sensors:
     def lookup(
         self, target: str, stamp: int, source: str, source_stamp: int,
     ) -> tuple[Transform, float]:
-        """Look up the transform from the sensor's frame at its stamp to the camera's at its own.
+        """Look up the transform from the sensor at its stamp to the camera at its own (ns).
 
-        The robot's motion between the stamps, in nanoseconds, is included if tf has an odometry
-        frame; if not, they may be MAX_UNKNOWN_MOTION apart. The second value is the seconds of
-        unknown motion.
+        It includes the robot's motion between them if tf has an odometry frame; if not, they may
+        be MAX_UNKNOWN_MOTION apart. The second value is the seconds of unknown motion.
         """
         if self._config.anchor_pose and self._config.anchor != GROUND:
             return _pose_transform(self._config.anchor_pose), stamp_gap(stamp, source_stamp)
@@ -173,14 +159,13 @@ class Sensors:
             while True:
                 self._add(self._transforms.popleft(), static=False)
         with self._lock:
-            return self._tree.lookup_between(
-                target, stamp, source, source_stamp, MAX_TF_DELAY, MAX_UNKNOWN_MOTION,
-                self._config.odom_frame)
+            return self._tree.lookup_between(target, stamp, source, source_stamp, MAX_TF_DELAY,
+                                             MAX_UNKNOWN_MOTION, self._config.odom_frame)
 
     def _add(self, raw: bytes, *, static: bool) -> None:
         with contextlib.suppress(RangeError), self._lock:  # tf has other publishers, too
-            self._tree.add_message(
-                parse(self._deserialize, raw, TF_TYPE, RangeError), static=static)
+            message = parse(self._deserialize, raw, TF_TYPE, RangeError)
+            self._tree.add_message(message, static=static)
 
 
 # The anchor of one camera ------------------------------------------------------------------------
@@ -256,8 +241,8 @@ class Anchor:
         if self._config.anchor == 'depth':
             age = stamp_gap(stamp, message[0])
             return _registered_points(sensor_header, header, content, size), age
-        transform, age = self.sensors.lookup(
-            header.frame_id, stamp, sensor_header.frame_id, message[0])
+        source = sensor_header.frame_id
+        transform, age = self.sensors.lookup(header.frame_id, stamp, source, message[0])
         return _project_points(transform.apply(content), model, size), age
 
     def _floor_points(self, header: Any, stamp: int, model: CameraModel, size: Size) -> Points:

@@ -144,8 +144,7 @@ def foreign_names(values: Mapping[str, Any]) -> list[str]:
     """List parameters that are neither this node's nor ROS's own, as in a robot's shared file.
 
     Raises:
-        ConfigError: a name is near to that of a setting, and so misspelt, or is that of a former
-            setting with an effect.
+        ConfigError: a name is a misspelt setting, or a former setting with an effect.
 
     """
     setting_names = DepthConfig.names() + NodeConfig.names()
@@ -225,11 +224,8 @@ def with_demo_settings(
 ) -> tuple[DepthConfig, str]:
     """Replace defaults by the settings of the demo model (config/demo.yaml), which needs them.
 
-    Args:
-        depth: the core's settings.
-        weights: their name; for others than 'demo' nothing changes.
-        names: names of settings that the user set, which are not replaced; tokens and bins are
-            replaced together.
+    The settings in `names`, which the user set, stay; tokens and bins count as one. Nothing
+    changes unless the weights are 'demo'.
 
     Returns:
         The settings to use, and a sentence to log; '' if nothing changed.

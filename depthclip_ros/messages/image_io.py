@@ -135,12 +135,7 @@ def layout_of(msg: Any, layouts: dict[str, Layout]) -> Layout:
 
 
 def pixels_of(msg: Any, layout: Layout, max_pixels: int) -> NDArray[Any]:
-    """View the data as (H, W[, channels]) in the message's byte order; nv12 as (H * 3 / 2, W).
-
-    Raises:
-        ImageError: size, step and amount of data do not agree.
-
-    """
+    """View the data as (H, W[, channels]) in the message's byte order; nv12 as (H * 3 / 2, W)."""
     data = data_of(msg)
     width, height, step = int(msg.width), int(msg.height), int(msg.step)
     if not (data.size and width and height):

@@ -36,9 +36,8 @@ _RGB_FACTORS = np.array([1 << 16, 1 << 8, 1], np.uint32)  # of red, green and bl
 _FLOAT32 = 7  # sensor_msgs/PointField
 
 
-def _image(
-    create_message: CreateMessage, answer: Answer, pixels: NDArray[Any], encoding: str = '32FC1',
-) -> Any:
+def _image(create_message: CreateMessage, answer: Answer, pixels: NDArray[Any],
+           encoding: str = '32FC1') -> Any:
     return create_message(IMAGE, **image_fields(pixels, encoding, answer.frame.header))
 
 

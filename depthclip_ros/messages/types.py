@@ -70,9 +70,8 @@ def type_name(name: str) -> str:
     return f'{package}/msg/{base_name}' if slash and '/' not in base_name else name
 
 
-def parse(
-    deserialize: Deserialize, raw: bytes, message_type: str, error_type: type[DataError],
-) -> Any:
+def parse(deserialize: Deserialize, raw: bytes, message_type: str,
+          error_type: type[DataError]) -> Any:
     """Deserialise a message of an untrusted sender.
 
     Raises:

@@ -143,8 +143,7 @@ class Camera:
         self._has_answered = self._was_anchored = False
         self.notices: tuple[Notice, ...] = ()
         self._shape: tuple[Any, Any] | None = None  # of the last image, and of the network's input
-        # Steady time, since simulated time may stand still.
-        self.first_image_time = math.inf
+        self.first_image_time = math.inf  # steady time: simulated time may stand still
         self.last_image_time = time.monotonic()
         self._subscriptions.append(AdaptiveSubscription(
             self._node, self.context.image_type, self._image_name, self._on_image, self._on_lost))

@@ -72,8 +72,7 @@ class AdaptiveSubscription:
             ConfigError: a parameter of qos_overrides has a wrong value.
 
         """
-        self._node, self._name, self._callback = node, name, callback
-        self._message_type = message_type
+        self._node, self._name, self._callback, self._type = node, name, callback, message_type
         self.topic: str = node.resolve_topic_name(name)
         self._on_lost, self._adapts_durability, self._latched = on_lost, adapts_durability, latched
         self._override_options = override_options(node, name, 'subscription')
@@ -154,7 +153,7 @@ class AdaptiveSubscription:
         while True:
             try:
                 return self._node.create_subscription(
-                    messages.message_class(self._message_type), self._name, self._callback,
+                    messages.message_class(self._type), self._name, self._callback,
                     QoSProfile(**self._qos), raw=True,
                     event_callbacks=SubscriptionEventCallbacks(**events),
                     qos_overriding_options=self._override_options)

@@ -53,9 +53,8 @@ def memory_mb() -> float:
 class StopSignals:
     """Handles SIGINT and SIGTERM, also where a shell started the process with SIGINT ignored.
 
-    The first signal sets the event `received`, which the main loop checks. A second one ends the
-    process if it comes at least `REPEAT_DELAY` later; an earlier one counts as the same signal,
-    since launch repeats a signal that the whole process group received.
+    The first one sets `received`, which the main loop checks. One at least `REPEAT_DELAY` later
+    ends the process; an earlier one is a repetition by launch of what the whole group received.
     """
 
     def __init__(self) -> None:
@@ -78,10 +77,7 @@ class StopSignals:
             self._repeated.start()
 
     def _restore_default(self) -> None:
-        """Restore the default handlers by libc.
-
-        Python's own function needs the main thread, which may hang in a library.
-        """
+        """Restore default handlers by libc, since Python's main thread may hang in a library."""
         for number in self._previous_handlers:
             ctypes.CDLL(None).signal(number, None)  # SIG_DFL
 

@@ -159,10 +159,7 @@ class Trajectory:
     phase: float
 
     def pose(self, time: float) -> np.ndarray:
-        """Compute the (4, 4) float64 pose at `time` seconds after the start.
-
-        It transforms from the optical frame (x right, y down, z forward) to the world (z up).
-        """
+        """Compute the (4, 4) pose at `time` seconds: optical frame (x right, y down) to world."""
         angle = 2 * math.pi * time / self.period + self.phase
         position = (self.center[0] + self.radius * math.cos(angle),
                     self.center[1] + self.radius * math.sin(angle),
