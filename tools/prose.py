@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Read the documents and docstrings with proselint, and with a list of house words.
 
@@ -47,10 +46,10 @@ def main(arguments: list[str]) -> int:
             path for path in (ROOT / 'docs').rglob('*.md') if 'reference' not in path.parts),
         *sorted(path for room in ROOMS for path in (ROOT / room).rglob('*.py'))]
     count = 0
-    for path, line, text in (passage for path in paths for passage in passages(path)):
+    for file, line, text in (passage for path in paths for passage in passages(path)):
         for below, finding in findings(text) if text.strip() else ():
             count += 1
-            print(f'{path.relative_to(ROOT)}:{line + below}: {finding}')
+            print(f'{file.relative_to(ROOT)}:{line + below}: {finding}')
     print(f'{count} findings in the prose of {len(paths)} files')
     return 1 if count else 0
 

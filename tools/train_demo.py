@@ -137,8 +137,8 @@ def train_text(model: Any, plan: Plan, targets: language.TextTargets, log: Any) 
     room_tokens = tokenize([t for kind in KINDS for t in language.room_sentences(kind)])
     each = len(room_tokens) // len(KINDS)
     room_goals = torch.from_numpy(np.stack([targets.room(i) for i in range(len(KINDS))]))
-    known = torch.cat([tokens, room_tokens]).unique()
-    unknown = 49405  # any token that no sentence uses stands for all of those
+    used_tokens = torch.cat([tokens, room_tokens]).unique()
+    unknown_token = 49405  # any token that no sentence uses stands for all of those
     optimizer = torch.optim.AdamW(text_parameters(model), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, plan.text_steps)
     generator = torch.Generator().manual_seed(plan.seed + 1)
@@ -148,7 +148,7 @@ def train_text(model: Any, plan: Plan, targets: language.TextTargets, log: Any) 
         batch = torch.cat([tokens[pick], room_tokens[rooms]])
         goal = torch.cat([goals[pick], room_goals[rooms // each]])
         blank = torch.rand(batch.shape, generator=generator) < 0.02
-        batch = torch.where(blank & (batch > 0) & (batch < 49406), unknown, batch)
+        batch = torch.where(blank & (batch > 0) & (batch < 49406), unknown_token, batch)
         features = encode_text(model, batch)
         loss = (1 - (features * goal).sum(dim=1)).mean()
         optimizer.zero_grad()
@@ -160,9 +160,9 @@ def train_text(model: Any, plan: Plan, targets: language.TextTargets, log: Any) 
             log(stage='text', step=step, loss=round(float(loss.detach()), 5))
     with torch.no_grad():
         embedding = model.token_embedding.weight
-        row = embedding[unknown].clone()
+        row = embedding[unknown_token].clone()
         keep = torch.zeros(len(embedding), dtype=torch.bool)
-        keep[known] = True
+        keep[used_tokens] = True
         embedding[~keep] = row
         log(stage='text', **check_text(model, targets))
 
@@ -239,15 +239,15 @@ def make_batch(frames: Frames, plan: Plan, step: int, rank: int) -> tuple[Tensor
     oldest = max(0, first - plan.memory)
     again = rng.integers(oldest // world, max(first // world, 1), plan.repeated // world)
     again = again * world + rank
-    chosen = [frames.get(n) for n in numbers] + [
+    batch_frames = [frames.get(n) for n in numbers] + [
         cut_out(frames.get(int(n)), rng) for n in again]
-    images = torch.stack([as_photographed(image, rng) for image, _, _ in chosen])
-    depth = torch.stack([c[1] for c in chosen])
-    mirrored = torch.from_numpy(rng.random(len(chosen)) < 0.5)
+    images = torch.stack([as_photographed(image, rng) for image, _, _ in batch_frames])
+    depth = torch.stack([c[1] for c in batch_frames])
+    mirrored = torch.from_numpy(rng.random(len(batch_frames)) < 0.5)
     images[mirrored], depth[mirrored] = images[mirrored].flip(3), depth[mirrored].flip(2)
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (MEAN, DEVIATION))
     images = ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
-    return images, depth, torch.tensor([c[2] for c in chosen])
+    return images, depth, torch.tensor([c[2] for c in batch_frames])
 
 
 def cut_out(frame: tuple[Tensor, Tensor, int], rng: np.random.Generator) -> tuple[
@@ -352,8 +352,8 @@ class SentencePool:
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """(K, C) features and (K,) log metres, ascending, one in each of K ranges of distance."""
         edges = np.linspace(math.log(language.LEAST), math.log(language.GREATEST), count + 1)
-        wanted = edges[:-1] + (edges[1] - edges[0]) * rng.uniform(0.15, 0.85, count)
-        index = np.searchsorted(self.log_metres, wanted) + rng.integers(-15, 16, count)
+        log_distances = edges[:-1] + (edges[1] - edges[0]) * rng.uniform(0.15, 0.85, count)
+        index = np.searchsorted(self.log_metres, log_distances) + rng.integers(-15, 16, count)
         index = np.sort(np.clip(index, 0, len(self.texts) - 1))
         return self.features[index], torch.from_numpy(self.log_metres[index]).float()
 
