@@ -514,6 +514,17 @@ def test_forms_of_floating_point(frames, tmp_path, suffix, write):
     same(read(open_recording(tmp_path)), frames)
 
 
+@pytest.mark.parametrize('kind', [np.uint16, np.int32, np.int64])
+def test_arrays_of_whole_numbers_need_their_unit(frames, tmp_path, kind):
+    write_folder(tmp_path, frames, npy=True)
+    for number, frame in enumerate(frames):
+        np.save(tmp_path / 'depth' / f'{number}.npy', np.rint(1000 * frame.depth).astype(kind))
+    same(read(open_recording(tmp_path, Options(unit=0.001))), frames, 1e-3)
+    recording = open_recording(tmp_path)
+    assert read(recording) == []
+    assert 'unit' in str(recording.left_out)
+
+
 def with_other_depth(frames, camera):
     """The frames with depth as another camera in the same place measures it, and that camera."""
     other = drive(rooms=2, frames=8, camera=camera, seed=3)

@@ -127,7 +127,7 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
 
     def metres(position: int) -> Float32:
         file = depths[pairs[position][1]]
-        values = depth_maps.read_depth_map(file)
+        values = depth_maps.read_depth_map(file, integers=options.unit > 0)
         return options.metres(measured(values), integer=values.dtype.kind == 'u')
 
     clipping = Clipping()
