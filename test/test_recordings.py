@@ -314,6 +314,32 @@ def test_names_that_data_sets_and_phones_give(frames, tmp_path, image, depth, ti
     assert not recording.left_out
 
 
+def test_depth_goes_to_images_by_the_times_behind_their_numbers(frames, tmp_path):
+    """As Redwood's: both begin at 0, and each camera counts its own frames, of which some lack."""
+    layout(tmp_path, frames, lambda n: f'rgb/{n + 1:07}-{33369 * n:012}.png',
+           lambda n: f'depth/{n + 1 - (n > 2):07}-{(33369 * n + 4000) * (n > 0):012}.png')
+    (tmp_path / 'depth' / f'{3:07}-{2 * 33369 + 4000:012}.png').unlink()
+    recording = open_recording(tmp_path)
+    assert recording.left_out == {'images without depth': 1}
+    for frame, expected in zip(read(recording), frames[:2] + frames[3:], strict=True):
+        np.testing.assert_array_equal(frame.rgb, expected.rgb)
+        np.testing.assert_allclose(frame.depth, expected.depth, atol=1e-3)
+
+
+@pytest.mark.parametrize('form', ['{}.{:09}', '{}.{}'])
+def test_nanoseconds_behind_the_seconds_with_and_without_zeros(frames, tmp_path, form):
+    def name(part, late):
+        return lambda n: f'{part}/' + form.format(
+            1738133056 + (150 * n + late) // 1000, (150 * n + late) % 1000 * 10 ** 6 + n) + '.png'
+    layout(tmp_path, frames, name('rgb', 30), name('depth', 50))
+    recording = open_recording(tmp_path)
+    assert [m.time for m in recording.moments] == pytest.approx([0.15 * n for n in range(8)])
+    for frame, expected in zip(read(recording), frames, strict=True):
+        np.testing.assert_array_equal(frame.rgb, expected.rgb)
+        np.testing.assert_allclose(frame.depth, expected.depth, atol=1e-3)
+    assert len(recording.notes) == (form == '{}.{}')
+
+
 def test_two_files_of_one_frame_are_refused(frames, tmp_path):
     write_folder(tmp_path, frames)
     (tmp_path / 'rgb' / '0.jpg').write_bytes((tmp_path / 'rgb' / '0.png').read_bytes())

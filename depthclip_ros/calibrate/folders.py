@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import re
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,7 +35,7 @@ from .recordings import (
 from .registration import camera_of_size, of_same_view, rasterize, same_view, unproject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from .recordings import Float32
 
@@ -45,6 +46,7 @@ _WORDS = re.compile(r'(?i)rgb|colou?r|depth|image|img|frame')
 # Names that are numbers above the first are times since 1970, in seconds, and above the others in
 # milli-, micro- and nanoseconds; below it they are counts.
 _CLOCKS = (1e6, 1.0), (1e11, 1e-3), (1e14, 1e-6), (1e17, 1e-9)
+_NANOSECOND_DIGITS = 9
 
 
 class Files(NamedTuple):
@@ -108,7 +110,7 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
     camera, depth_camera = _cameras(path, options)
     notes: list[str] = []
     images, depths, described = files
-    times = {name: time for name in (*images, *depths) if (time := _seconds(name)) is not None}
+    times = _times([*images, *depths], notes)
     timed = all(name in times for name in (*images, *depths))
     pairs = _pairs_in_time(images, depths, times, options.tolerance) if timed else \
         _pairs_by_name(images, depths)
@@ -207,12 +209,40 @@ def _examples(files: dict[str, Path]) -> str:
     return f'{names[0]} to {names[-1]}' if names else 'none'
 
 
-def _seconds(name: str) -> float | None:
-    """The time since 1970 that a name is; None for any other name."""
-    if not re.fullmatch(r'\d+(\.\d*)?', name):
-        return None
-    return next((float(name) * unit for least, unit in reversed(_CLOCKS) if float(name) > least),
-                None)
+def _times(names: Sequence[str], notes: list[str]) -> dict[str, float]:
+    """Times since 1970 of the names that are such [s].
+
+    Args:
+        names: of images and of depth maps.
+        notes: to which it is added that nanoseconds lack their zeros.
+
+    """
+    found = {name: re.fullmatch(r'(\d+)(?:\.(\d*))?', name) for name in names}
+    fractions = {match[2] for match in found.values() if match and match[2]}
+    lengths = {len(fraction) for fraction in fractions}
+    # A program has put a point between two whole numbers: nine decimals are more than floating
+    # point has of such a time, and one in ten fractions would begin with a zero.
+    whole = max(lengths, default=0) == _NANOSECOND_DIGITS and len(lengths) > 1 and not any(
+        fraction.startswith('0') for fraction in fractions - {'0'})
+    if whole:
+        name = next(name for name, match in found.items()
+                    if match and len(match[2] or '') < _NANOSECOND_DIGITS)
+        notes.append(f'Names are seconds and nanoseconds without their zeros: {name} is read as '
+                     f'{_with_zeros(name)}.')
+    times = {name: _seconds(_with_zeros(name) if whole else name)
+             for name, match in found.items() if match}
+    return {name: time for name, time in times.items() if time is not None}
+
+
+def _with_zeros(name: str) -> str:
+    seconds, _, nanoseconds = name.partition('.')
+    return f'{seconds}.{nanoseconds.zfill(_NANOSECOND_DIGITS)}'
+
+
+def _seconds(number: str) -> float | None:
+    """The time since 1970 that a number is; None for one that is no time."""
+    return next((float(number) * unit for least, unit in reversed(_CLOCKS)
+                 if float(number) > least), None)
 
 
 def _pairs_in_time(
@@ -224,13 +254,51 @@ def _pairs_in_time(
 
 
 def _pairs_by_name(images: Collection[str], depths: Collection[str]) -> list[tuple[str, str]]:
-    """The same name; where there is none the same first number, if no two have it in a folder."""
+    """The same name; where there is none the same first number, if no two have it in a folder.
+
+    Where times stand behind the numbers these count, because each camera counts its own frames.
+    """
+    if set(images) != set(depths) and (pairs := _pairs_by_counts_and_times(images, depths)):
+        return pairs
     for key in (str, _first_number):
         first, second = ({key(name): name for name in names} for names in (images, depths))
         pairs = [(first[name], second[name]) for name in first if name in second]
         if pairs and len(first) == len(images) and len(second) == len(depths):
             return pairs
     return []
+
+
+def _pairs_by_counts_and_times(
+    images: Iterable[str], depths: Iterable[str],
+) -> list[tuple[str, str]]:
+    """Pairs of names as 0000002-000000033369; none where a name is another, or is no time."""
+    pairs = []
+    first, second = (_by_folder(names) for names in (images, depths))
+    for folder in first:
+        times: list[dict[int, str]] = []
+        for names in (first[folder], second.get(folder, [])):
+            found = [re.fullmatch(r'(\d+)[-_](\d{6,})', name) for name in names]
+            numbers = sorted((int(match[1]), int(match[2]), name)
+                             for match, name in zip(found, names, strict=True) if match)
+            ordered = all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(numbers))
+            if not (numbers and ordered and len(numbers) == len(names)):
+                return []
+            times.append({time: f'{folder}{name}' for _, time, name in numbers})
+        stamps, others = map(list, times)
+        # Their unit is not known: an image and its depth are nearer than two images.
+        step = float(np.median(np.diff(stamps))) if len(stamps) > 1 else 0.0
+        pairs += [(times[0][stamps[i]], times[1][others[j]])
+                  for i, j in nearest_pairs(stamps, others, step / 2)]
+    return pairs
+
+
+def _by_folder(names: Iterable[str]) -> dict[str, list[str]]:
+    """Last parts of names by the folder before them, which ends with its slash."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder, slash, last = name.rpartition('/')
+        folders.setdefault(folder + slash, []).append(last)
+    return folders
 
 
 def _first_number(name: str) -> str:
