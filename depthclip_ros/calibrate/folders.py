@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from ..core.calibration import image_digest
 from ..core.camera import CameraModel, notices_of
 from ..core.errors import DataError, ImageError
+from ..core.formats import kind_of
 from ..messages.depth import measured
 from ..sources import depth_maps
 from ..sources.camera_info import CameraCalibration
@@ -32,7 +34,15 @@ from .recordings import (
     nearest_pairs,
     spread_evenly,
 )
-from .registration import camera_of_size, of_same_view, rasterize, same_view, unproject
+from .registration import (
+    camera_of_size,
+    check_size,
+    is_registered,
+    of_same_view,
+    rasterize,
+    same_view,
+    unproject,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -41,8 +51,14 @@ if TYPE_CHECKING:
 
 # Names of folders beside each other, as data sets and phones have them.
 IMAGE_FOLDERS, DEPTH_FOLDERS = ('rgb', 'color', 'colour', 'images', 'image'), ('depth', 'depths')
+_EXPORT = ('export images into rgb/, and depth under the same names into depth/, as PNG of 16 '
+           'bits in millimetres or .npy in metres')
+# Beside, or in place of, such folders.
+_VIDEOS = ('.mp4', '.mov', '.avi', '.mkv')
+_ARCHIVES = ('.zip', '.tar', '.tgz', '.gz', '.7z')
+_OTHER_MAPS = ('.depth', '.exr', '.dpt')
 # What names have around that which image and depth have in common.
-_WORDS = re.compile(r'(?i)rgb|colou?r|depth|image|img|frame')
+_WORDS = re.compile(r'(?i)rgb|(_to_)?colou?r|depth|image|img|frame|aligned|registered')
 # Names that are numbers above the first are times since 1970, in seconds, and above the others in
 # milli-, micro- and nanoseconds; below it they are counts.
 _CLOCKS = (1e6, 1.0), (1e11, 1e-3), (1e14, 1e-6), (1e17, 1e-9)
@@ -64,20 +80,45 @@ class Files(NamedTuple):
     described: str
 
 
-def files_beside(path: Path) -> Files | None:
+def files_beside(path: Path, *, registered: bool = True) -> Files | None:
     """Images and depth maps in two folders of usual names, `rgb/` and `depth/` and the like.
 
+    Args:
+        path: of the folder that holds them.
+        registered: of several folders of depth, take the one that is registered by its name;
+            else, because the camera of the depth is given, the one that is not.
+
     Raises:
-        RecordingError: two files are of one frame.
+        RecordingError: two files are of one frame, or a folder holds other files.
 
     """
-    images, depths = (next((name for name in names if (path / name).is_dir()), '')
-                      for names in (IMAGE_FOLDERS, DEPTH_FOLDERS))
-    if not (images and depths):
+    names = _folders_in(path, registered=registered)
+    if names is None:
         return None
-    return Files(_by_name(path / images, (path / images).rglob('*'), SUFFIXES),
-                 _by_name(path / depths, (path / depths).rglob('*'), depth_maps.SUFFIXES),
-                 f'{images}/ with {depths}/')
+    images, depths = (_files_of(path / name, what, kinds) for name, what, kinds in zip(
+        names, ('picture', 'depth map'), (SUFFIXES, depth_maps.SUFFIXES), strict=True))
+    return Files(images, depths, '/ with '.join(names) + '/')
+
+
+def _files_of(folder: Path, what: str, suffixes: Collection[str]) -> dict[str, Path]:
+    """Files below a folder, see `_by_name`; what else it holds is said where there are none."""
+    entries = [entry for entry in folder.rglob('*') if not entry.is_dir()]
+    if files := _by_name(folder, entries, suffixes):
+        return files
+    counts = Counter(entry.suffix.lower() or 'without a suffix' for entry in entries)
+    rest = ', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))
+    raise RecordingError(f'{folder} holds no {what} ({", ".join(sorted(suffixes))}) but '
+                         f'{rest or "nothing"}. Unpack or convert what is there.')
+
+
+def _folders_in(path: Path, *, registered: bool = True) -> tuple[str, str] | None:
+    """Names of the folders of images and of depth, see `files_beside`."""
+    folders = {entry.name.lower(): entry.name for entry in path.glob('*') if entry.is_dir()}
+    by_name = sorted(name for name in folders if 'depth' in name and is_registered(name))
+    usual = [name for name in DEPTH_FOLDERS if name in folders]
+    depths = by_name + usual if registered else usual + by_name
+    images = [name for name in IMAGE_FOLDERS if name in folders]
+    return (folders[images[0]], folders[depths[0]]) if images and depths else None
 
 
 def files_mixed(path: Path) -> Files | None:
@@ -142,8 +183,8 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
         rgb = np.ascontiguousarray(
             read_picture(images[pairs[position][0]], upright=False)[..., ::-1])
         depth = clipping.removed(metres(position))
-        if camera is not None:
-            camera.check_size(rgb.shape[1], rgb.shape[0])
+        check_size(camera, *rgb.shape[:2], file='--camera-info' if options.camera else str(
+            path / 'camera.yaml'))
         if camera is None or depth_camera is None or same_view(depth_camera, camera):
             depth = of_same_view(depth, *rgb.shape[:2])
         else:
@@ -163,6 +204,11 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
             'depth without an image': len(depths) - len(pairs)}), timed,
         notes=notes,
         integers=any(depths[name].suffix.lower() not in depth_maps.ARRAYS for _, name in pairs))
+
+
+def knows_depth_camera(path: Path, options: Options) -> bool:
+    """Whether it is said which camera measured the depth of a folder."""
+    return options.depth_camera is not None or (path / 'depth_camera.yaml').exists()
 
 
 def _cameras(path: Path, options: Options) -> tuple[CameraModel | None, CameraModel | None]:
@@ -205,7 +251,7 @@ def _by_name(folder: Path, paths: Iterable[Path], suffixes: Iterable[str]) -> di
 
 
 def _examples(files: dict[str, Path]) -> str:
-    names = [path.name for path in files.values()]
+    names = [f'{path.parent.name}/{path.name}' for path in files.values()]
     return f'{names[0]} to {names[-1]}' if names else 'none'
 
 
@@ -313,6 +359,27 @@ def _each(
     return ((position, partial(frame, position)) for position in positions)
 
 
+def _next_step(path: Path) -> str:
+    """What makes a folder readable, as the beginning of a sentence; '' if nothing is known."""
+    entries = sorted(path.glob('*'))
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    if nested := [name for name in folders if _folders_in(path / name)]:
+        return f'Images with depth are in {", ".join(nested[:6])}: give the path of one. '
+    for entry in entries:
+        if entry.suffix.lower() in _VIDEOS and any('depth' in name.lower() for name in folders):
+            return (f'{entry} is a video. Make its frames pictures of the names that depth has: '
+                    f'ffmpeg -i {entry.name} -start_number 0 rgb/%06d.png. ')
+    packed = [entry.name for entry in entries if entry.suffix.lower() in _ARCHIVES]
+    if packed:
+        return f'It holds {", ".join(packed[:3])}: unpack them. '
+    if other := [file for file in path.glob('**/*') if file.suffix.lower() in _OTHER_MAPS]:
+        return f'{other[0]} is not read as depth: {_EXPORT}. '
+    if any('depth' in name.lower() for name in folders):
+        return (f'Its folders are {", ".join(folders[:6])}: rename that of the images to rgb, and '
+                'that of the depth to depth. ')
+    return ''
+
+
 def training_split(path: Path, options: Options) -> Recording:
     """Of a data set that `evaluation.datasets` knows, one sequence a scene.
 
@@ -323,15 +390,21 @@ def training_split(path: Path, options: Options) -> Recording:
     from ..evaluation.datasets import open_dataset
     from ..evaluation.errors import EvaluationError
     from ..evaluation.protocol import PROTOCOLS
+    if path.is_file() and path.suffix.lower() != '.mat' and (kind := kind_of(path)).name not in (
+            'hdf5', 'matlab'):
+        raise RecordingError(
+            f'{path} is {kind.sentence}. A single file may be a rosbag2 bag (.mcap, .db3) or '
+            'nyu_depth_v2_labeled.mat. Of an archive give the folder that is unpacked from it. Of '
+            f'a recording of another program (.svo, .oni, .sens, .r3d, .mkv) {_EXPORT}.')
     try:
         data = open_dataset(path).training()
     except EvaluationError as error:
         if files := files_mixed(path):
             return of_folder(path, files, options)
         raise RecordingError(
-            f'{path}: no recording. Expected a rosbag2 bag (a folder with metadata.yaml, .mcap, '
-            '.db3), a folder with images in rgb/ and depth maps of the same names in depth/, or '
-            f'depth in their names, or a data set: {error}') from error
+            f'{path}: no recording. {_next_step(path)}Expected a rosbag2 bag (a folder with '
+            'metadata.yaml, .mcap, .db3), a folder with images in rgb/ and depth maps of the same '
+            f'names in depth/, or depth in their names, or a data set: {error}') from error
     if data is None:
         raise RecordingError(f'{path}: this data set has no training split here, and the test '
                              'split must not be calibrated on.')
@@ -354,9 +427,8 @@ def training_split(path: Path, options: Options) -> Recording:
         except EvaluationError as error:
             raise ImageError('damaged', str(error)) from error
         camera, focal = options.camera, data.entries[position].focal
-        if camera is not None:
-            camera.check_size(rgb.shape[1], rgb.shape[0])
-        elif focal:
+        check_size(camera, *rgb.shape[:2], file='--camera-info')
+        if camera is None and focal:
             camera = CameraModel.pinhole(rgb.shape[1], rgb.shape[0], focal)
         return Frame(rgb, depth, camera, moments[position], image_digest(pair.rgb))
 
