@@ -57,7 +57,10 @@ def read_depth_map(
             numbers.dtype.kind == 'f' or (is_whole and (integers or not is_array))):
         raise ImageError(
             'not depth', f'{path}: holds {values.dtype} {values.shape}; expected one channel of '
-            'floating point in metres (.npy, .npz, .tif, .pfm), or of 16 bits (PNG, TIFF).')
+            'floating point in metres (.npy, .npz, .tif, .pfm), or of 16 bits (PNG, TIFF); or an '
+            'array of whole numbers with its unit.'
+            + ' Of 8 bits it is a picture of depth, or packed: export it as one of these.'
+            * (values.dtype == np.uint8))
     return numbers
 
 
