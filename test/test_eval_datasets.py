@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import shutil
+import unicodedata
 
 import cv2
 import numpy as np
@@ -469,12 +470,55 @@ def test_jpeg_in_place_of_png_is_told(kitti):
 @pytest.mark.parametrize('change', [
     lambda text: text.encode('utf-8-sig'), lambda text: text.replace('/', '\\').encode(),
     lambda text: ('# Eigen\n' + text + '\n\n # end\n').encode(),
-    lambda text: text.replace('\n', '\r\n').encode()])
+    lambda text: text.replace('\n', '\r\n').encode(),
+    lambda text: re.sub(r'(\S+)/image_02/', r'./\1//x/../image_02/', text).encode()])
 def test_lists_of_other_editors(kitti, change):
     folder, file, text = kitti
     names = [e.name for e in opened(folder).entries]
     file.write_bytes(change(text))
     assert [e.name for e in opened(folder).entries] == names
+
+
+def test_a_list_may_name_its_files_from_the_root(kitti, tmp_path):
+    """Scripts write such lists; names stay those within the data set, as predictions have them."""
+    folder, file, text = kitti
+    names = [e.name for e in opened(folder).entries]
+    link = tmp_path / 'link'
+    link.symlink_to(folder, target_is_directory=True)
+    for place in folder, link:
+        for form in '{0}/{1} {0}/{2} {3}', '/{1} {0}/{2} {3}':
+            file.write_text('\n'.join(form.format(place, *line.split())
+                                      for line in text.splitlines()))
+            assert [e.name for e in opened(link).entries] == names
+    file.write_text('\n'.join(f'/elsewhere/{line}' for line in text.splitlines()))
+    with pytest.raises(DatasetError, match='3 files of 6 are missing'):
+        opened(folder)
+
+
+@pytest.mark.parametrize(('written', 'pixels'), [
+    ('7.215377e+02', 721.5377), ('721', 721), ('nan', 0), ('inf', 0), ('-5', 0), ('dense.png', 0),
+    ('', 0)])
+def test_a_focal_length_is_any_number(kitti, written, pixels):
+    folder, file, text = kitti
+    file.write_text(text.replace('721.5377', written))
+    assert {e.focal for e in opened(folder).entries} == {pixels}
+
+
+def test_an_accent_is_the_same_letter_in_both_of_its_forms(tmp_path):
+    """Lists and files come from several systems, each of which writes it in its own way."""
+    one, two = (unicodedata.normalize(form, 'K\u00fcche') for form in ('NFC', 'NFD'))
+    assert one != two
+    for file, listed in (one, two), (two, one):
+        folder = tmp_path / str(len(file))
+        (folder / file).mkdir(parents=True)
+        cv2.imwrite(str(folder / 'rgb.png'), np.zeros((48, 64, 3), np.uint8))
+        cv2.imwrite(str(folder / 'depth.png'), np.full((48, 64), 2000, np.uint16))
+        for name in 'rgb.png', 'depth.png':
+            (folder / name).rename(folder / file / name)
+        (folder / 'list.txt').write_text(f'{listed}/rgb.png {listed}/depth.png\n')
+        dataset = opened(folder, folder / 'list.txt')
+        assert dataset.read(0).depth.max() == 2
+        assert not dataset.warnings
 
 
 def test_a_list_is_read_in_its_order(kitti):
@@ -486,6 +530,9 @@ def test_a_list_is_read_in_its_order(kitti):
 
 @pytest.mark.parametrize(('change', 'message'), [
     (lambda text: '\n'.join([text, text.splitlines()[1]]).encode(), r'line 4 names .*001\.png'),
+    (lambda text: f'{text}\n./{text.splitlines()[1]}'.encode(), r'line 4 names .*001\.png again'),
+    (lambda text: text.replace('02/0000000002.png', '02/0000000000.png').encode(),
+     r'line 3 names .*000\.png again, which is the depth of another'),
     (lambda _: b'2011_09_26/2011_09_26_drive_0002_sync 0000000069 l\n',
      r"line 1 is of monodepth2's list(.|\n)*eigen_test_files_with_gt"),
     (lambda _: b'<!DOCTYPE html><html>login', 'no list but a web page'),

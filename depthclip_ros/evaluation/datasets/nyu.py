@@ -148,7 +148,7 @@ def open_mat(path: Path, *, part: str = 'test', inpainted: bool = False) -> Data
 
 def open_official(path: Path, list_file: Path | None = None, part: str = 'test') -> Dataset:
     """Open `official_splits/test`: JPEG images, raw depth in millimetres; by list or by name."""
-    names = read_list(list_file) if list_file else [
+    names = read_list(list_file, path) if list_file else [
         (f'{image.parent.name}/{image.name}', f'{image.parent.name}/{depth.name}', 0.0)
         for image, depth in _paired(path, official_images(path), lambda name: (
             f'sync_depth_{Path(name).stem[4:]}.png'))]
