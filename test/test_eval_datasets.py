@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from eval_results import write_kitti, write_world
 
+from depthclip_ros.core.errors import ImageError
 from depthclip_ros.evaluation.datasets import nyu
 from depthclip_ros.evaluation.datasets import open_dataset as opened
 from depthclip_ros.evaluation.datasets.base import NYU, RENDERED
@@ -28,6 +29,7 @@ from depthclip_ros.evaluation.datasets.nyu import (
 from depthclip_ros.evaluation.datasets.nyu import LIST as NYU_LIST
 from depthclip_ros.evaluation.errors import DatasetError
 from depthclip_ros.sim.formats import make_samples, split, write_splits
+from depthclip_ros.sources.depth_maps import read_depth_map
 
 COUNT = 12
 h5py = pytest.importorskip('h5py')
@@ -551,6 +553,24 @@ def test_ground_truth_of_monodepth2_is_none(kitti):
     np.savez(folder / 'gt_depths.npz', np.zeros((3, 3)))
     with pytest.raises(DatasetError, match="as monodepth2's of the raw lidar"):
         opened(folder, truth=folder / 'gt_depths.npz')
+
+
+@pytest.mark.parametrize(('header', 'cut', 'message'), [
+    ('Pf\n96 72\n-0.003922\n', None, 'scale of 0.003922 in its header'),
+    ('Pf\n96 72\n255\n', None, 'scale of 255 in its header'),
+    ('Pf\n96 72\n-1\n', -4, r'truncated: 27,644 bytes of 27,648'),
+    ('Pf\n96 72\nx\n', None, 'no header of a PFM'), ('Pf\n96 ', 5, 'no header of a PFM'),
+    ('Pf\n96 72\n-1.000\n', None, '')])
+def test_a_pfm_says_what_its_numbers_are(tmp_path, header, cut, message):
+    """Of another scale than 1, programs read different depth from one file."""
+    file = tmp_path / 'depth.pfm'
+    depth = np.linspace(1, 3, 96 * 72, dtype='<f4').reshape(72, 96)
+    file.write_bytes((header.encode() + depth[::-1].tobytes())[:cut])
+    if message:
+        with pytest.raises(ImageError, match=message):
+            read_depth_map(file)
+    else:
+        np.testing.assert_array_equal(read_depth_map(file), depth)
 
 
 def test_data_sets_of_other_programs_are_named(tmp_path):
