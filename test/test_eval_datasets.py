@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import re
@@ -571,6 +572,41 @@ def test_a_pfm_says_what_its_numbers_are(tmp_path, header, cut, message):
             read_depth_map(file)
     else:
         np.testing.assert_array_equal(read_depth_map(file), depth)
+
+
+def test_a_mat_that_another_program_writes_is_not_called_damaged(mat):
+    """Nor one on a file system without locks: nobody should download it again."""
+    with mat.open('rb') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(DatasetError, match=r'cannot be read: .*HDF5_USE_FILE_LOCKING') as it:
+            opened(mat)
+    assert 'download' not in str(it.value)
+    assert len(opened(mat))
+
+
+@pytest.mark.parametrize('type_', [np.float64, np.uint16])
+def test_a_mat_of_images_that_are_not_of_8_bits_is_named(mat, type_):
+    """Those who process it in MATLAB have it from 0 to 1."""
+    with h5py.File(mat, 'r+') as file:
+        images = file['images'][:].astype(type_)
+        del file['images']
+        file['images'] = images
+    with pytest.raises(DatasetError, match=f'images are {np.dtype(type_)}, expected uint8'):
+        opened(mat)
+
+
+@pytest.mark.parametrize(('metres', 'millimetres'), [
+    (np.nan, 0), (-1.0, 0), (65.5, 65500), (65.6, None), (70.0, None), (np.inf, None)])
+def test_an_extraction_loses_no_depth(mat, tmp_path, metres, millimetres):
+    """What 16 bits do not hold would come out near the camera."""
+    with h5py.File(mat, 'r+') as file:
+        file['rawDepths'][:, 300:310, 200:210] = metres
+    if millimetres is None:
+        with pytest.raises(DatasetError, match=r'16 bits hold 65\.5 m'):
+            nyu.extract(mat, tmp_path / 'out')
+        return
+    for path in nyu.extract(mat, tmp_path / 'out').glob('*/sync_depth_*.png'):
+        assert (cv2.imread(str(path), -1)[200:210, 300:310] == millimetres).all()
 
 
 def test_data_sets_of_other_programs_are_named(tmp_path):
