@@ -132,6 +132,14 @@ def test_the_first_number_that_nothing_has(tmp_path):
         'b', 'a_3', 'a_4', 'b_2']
 
 
+def test_several_processes_that_begin_at_once_have_a_folder_each(tmp_path, monkeypatch):
+    """Where the name is taken between the look and the making."""
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a_2').touch()
+    monkeypatch.setattr(Path, 'exists', lambda _: False)
+    assert numbered_folder(tmp_path / 'a').name == 'a_3'
+
+
 # The evaluation ------------------------------------------------------------------------------
 
 
