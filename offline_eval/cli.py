@@ -257,8 +257,12 @@ def settings(options: argparse.Namespace) -> tuple[DepthConfig, dict[str, Any]]:
 # The answer --------------------------------------------------------------------------------------
 
 
+_NAME = 38  # columns of a name, at least
+
+
 def answer(summary: Summary) -> str:
     """The short answer; the long one is in the folder."""
+    from depthclip_ros.document import cells_of, padded
     from depthclip_ros.evaluation.datasets.base import NYU
     from depthclip_ros.evaluation.metrics import PAPER_METRICS, SYMBOLS
 
@@ -272,14 +276,15 @@ def answer(summary: Summary) -> str:
         blocks['published'] = {
             f'{row.name} (published)': row.metrics for row in summary.paper
             if row.group not in ('2', '3') and row.name.startswith('DepthCLIP')}
-    header = f'{"":40}' + ''.join(f'{SYMBOLS[m]:>9}' for m in PAPER_METRICS)
+    width = max(_NAME, *(cells_of(name) for rows in blocks.values() for name in rows))
+    header = ' ' * (width + 2) + ''.join(f'{SYMBOLS[m]:>9}' for m in PAPER_METRICS)
     lines = [
         (f'{summary.rows[0].name} with the weights {summary.weights.name} on '
         f'{data.origin or "images of unknown origin"}, {data.split}'),
         header]
     for group, rows in blocks.items():
         lines += ['-' * len(header), *(
-            f'{">" if group == "method" else " "} {name:38}'
+            f'{">" if group == "method" else " "} {padded(name, width)}'
             + ''.join(f'{metrics[m]:9.3f}' for m in PAPER_METRICS)
             for name, metrics in rows.items())]
     lines += ['', *textwrap.wrap(summary.verdict.text, min(
