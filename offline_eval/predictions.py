@@ -298,10 +298,12 @@ def _out_of_order(
     """
     sign, count = -1 if align == 'disparity' else 1, len(maps)
     of_truth = np.array([[_correlation(*_known(a, b)) for _, b in maps] for _, a in maps])
-    if count < _LEAST_MAPS or np.median(of_truth[~np.eye(count, dtype=bool)]) > _ONE_VIEW:
+    other = ~np.eye(count, dtype=bool)
+    if count < _LEAST_MAPS or np.median(of_truth[other]) > _ONE_VIEW:
         return ()
     fits = sign * np.array([[_correlation(*_known(p, y)) for _, y in maps] for p, _ in maps])
-    better = (np.diag(fits)[:, None] > fits).sum() / (count * (count - 1))
+    # Of a tie, as with a constant, half counts.
+    better = np.mean((np.sign(np.diag(fits)[:, None] - fits)[other] + 1) / 2)
     doubt = (f'{where}: is more like the true depth of its own image than like that of another in '
              f'{100 * better:.0f} % of the cases only (correlations of {count} images; 50 % is '
              'chance). Is it in the order of the images?')

@@ -408,6 +408,13 @@ def test_depth_in_another_order_is_doubted(dataset, tmp_path, order, align, doub
         assert bool(opened.warnings) == doubted
 
 
+def test_a_constant_is_by_half_of_any_order(dataset, tmp_path):
+    np.save(tmp_path / 'all.npy', np.full((len(dataset), 480, 640), 2.5, np.float32))
+    opened = replace(dataset, warnings=())
+    predictions.foreign('a', tmp_path / 'all.npy', opened, PROTOCOLS['bts'])
+    assert 'in 50 % of the cases' in opened.warnings[-1]
+
+
 def test_equal_views_have_no_order(dataset, tmp_path):
     """A camera on a tripod: all is as like as its own."""
     true, rng = dataset.read_truth(0), np.random.default_rng(0)
