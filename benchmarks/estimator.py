@@ -32,8 +32,8 @@ def precisions(kind: torch.device) -> list[str]:
     What it would refuse or replace there is not measured. 8 bits are not among them: they need a
     file of their own.
     """
-    wanted = ('float32', 'float16' if kind.type == 'cuda' else 'bfloat16')
-    return [name for name in wanted
+    candidates = ('float32', 'float16' if kind.type == 'cuda' else 'bfloat16')
+    return [name for name in candidates
             if engine.resolve_precision(name, kind, lambda _: None) == getattr(torch, name)]
 
 
@@ -61,14 +61,14 @@ class Models:
 
     def precisions(self) -> list[str]:
         """Those of the device, and 8 bits, made here, where they can be run."""
-        found = precisions(self.device)
+        names = precisions(self.device)
         if self.device.type == 'cpu':
             try:
                 self.build().quantize(rooms())
-                found.append('int8')
+                names.append('int8')
             except EngineError as error:
                 print(f'int8 is not measured: {error}', file=sys.stderr)
-        return found
+        return names
 
     def build(self, **changes: Any) -> DepthEstimator:
         """Build an estimator with some settings changed."""

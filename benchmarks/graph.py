@@ -56,9 +56,9 @@ class Cameras:
     def __init__(self, domain: int, names: Sequence[str], rgb: np.ndarray) -> None:
         """Start the process; every camera sends the same (H, W, 3) image."""
         spawn = multiprocessing.get_context('spawn')
-        self._pipe, theirs = spawn.Pipe()
+        self._pipe, worker_end = spawn.Pipe()
         self._process = spawn.Process(
-            target=_publish_on_demand, args=(theirs, domain, tuple(names), rgb), daemon=True)
+            target=_publish_on_demand, args=(worker_end, domain, tuple(names), rgb), daemon=True)
         self._process.start()
 
     def begin(self, rate: float, seconds: float) -> None:
@@ -66,12 +66,12 @@ class Cameras:
         self._pipe.send((rate, seconds))
 
     def send(self, rate: float, seconds: float) -> dict[str, list[int]]:
-        """Publish likewise, to the end; give the stamps that were sent, by camera."""
+        """Publish likewise, to the end; give the stamps by camera."""
         self.begin(rate, seconds)
         if not self._pipe.poll(seconds + PATIENCE):
             raise RuntimeError('the process of cameras does not answer')
-        sent: dict[str, list[int]] = self._pipe.recv()
-        return sent
+        send_times: dict[str, list[int]] = self._pipe.recv()
+        return send_times
 
     def close(self) -> None:
         """End the process."""
@@ -104,7 +104,7 @@ def _publish_for(
     publishers: dict[str, list[Any]], serialised: list[memoryview], rate: float, seconds: float,
 ) -> dict[str, list[int]]:
     """Publish; the cameras take turns evenly within a period."""
-    sent: dict[str, list[int]] = {name: [] for name in publishers}
+    send_times: dict[str, list[int]] = {name: [] for name in publishers}
     image, info = serialised
     start, step = time.monotonic(), 1.0 / (rate * len(publishers))
     turns = list(publishers.items())
@@ -118,8 +118,8 @@ def _publish_for(
         stamp = STAMP.pack(*divmod(now, 10**9))
         info_publisher.publish(b''.join((info[:4], stamp, info[12:])))
         image_publisher.publish(b''.join((image[:4], stamp, image[12:])))
-        sent[name].append(now)
-    return sent
+        send_times[name].append(now)
+    return send_times
 
 
 # Receiver --------------------------------------------------------------------------------------
@@ -208,10 +208,10 @@ class Session:
         waited = 0.0
         while waited < PATIENCE:
             start = time.monotonic()
-            sent = self.cameras.send(1000.0, 0.001)
-            wanted = {(name, stamp) for name in self.names for stamp in sent[name]}
+            send_times = self.cameras.send(1000.0, 0.001)
+            expected = {(name, stamp) for name in self.names for stamp in send_times[name]}
             patience = PATIENCE if self.round_seconds else 5.0
-            if wait_until(lambda wanted=wanted: self.receiver.arrivals.keys() >= wanted,
+            if wait_until(lambda expected=expected: self.receiver.arrivals.keys() >= expected,
                           patience):
                 self.round_seconds = time.monotonic() - start
                 return self.round_seconds
@@ -222,10 +222,10 @@ class Session:
         """Publish at a rate for every camera, and see what comes back."""
         self.receiver.arrivals.clear()
         before = cpu_seconds(self.process.process.pid)
-        sent = self.cameras.send(rate, seconds)
+        send_times = self.cameras.send(rate, seconds)
         self.receiver.wait_until_quiet(1.5 + 2.0 * self.round_seconds)
         cpu = cpu_seconds(self.process.process.pid) - before
-        return Trial(sent, dict(self.receiver.arrivals), cpu)
+        return Trial(send_times, dict(self.receiver.arrivals), cpu)
 
     def own_times(self, frames: int = 0) -> dict[str, float]:
         """Median milliseconds that the node has measured itself: 'network' and 'overhead'.
@@ -237,18 +237,18 @@ class Session:
             These, and the 'frames' that it has counted.
 
         """
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
 
         def look() -> bool:
             values = self.receiver.diagnostics.get(f'depth_node: frames of {self.names[0]}')
             if values:
-                found.update({'frames': float(values['published']),
+                figures.update({'frames': float(values['published']),
                               'network': float(values['network p50 [ms]'] or 'nan'),
                               'overhead': float(values['node overhead p50 [ms]'] or 'nan')})
-            return found.get('frames', -1) >= frames
+            return figures.get('frames', -1) >= frames
         if not wait_until(look):
             raise RuntimeError(f'the node tells no times:\n{self.process.output}')
-        return found
+        return figures
 
 
 class Trial:
@@ -256,7 +256,7 @@ class Trial:
 
     Attributes:
         rate: images a second and camera that were really sent.
-        sent, answered: images of all cameras.
+        images, answered: numbers, of all cameras.
         answers: images a second that were answered, from the first one to the last.
         ages: milliseconds from stamp to arrival, in the order of stamps.
         cpu: milliseconds of the node's process per answered image.
@@ -264,15 +264,15 @@ class Trial:
     """
 
     def __init__(
-        self, sent: dict[str, list[int]], arrivals: dict[tuple[str, int], int], cpu: float,
+        self, send_times: dict[str, list[int]], arrivals: dict[tuple[str, int], int], cpu: float,
     ) -> None:
-        """Compare what was sent, stamps by camera, with what came."""
-        stamps = sorted((stamp, name) for name, of_one in sent.items() for stamp in of_one)
+        """Compare the stamps that were sent, by camera, with those of the answers."""
+        stamps = sorted((stamp, name) for name, of_one in send_times.items() for stamp in of_one)
         answered = [(stamp, arrivals[name, stamp]) for stamp, name in stamps
                     if (name, stamp) in arrivals]
         seconds = (stamps[-1][0] - stamps[0][0]) / 1e9
-        self.sent, self.answered = len(stamps), len(answered)
-        self.rate = (len(stamps) - 1) / max(1e-9, seconds) / len(sent)
+        self.images, self.answered = len(stamps), len(answered)
+        self.rate = (len(stamps) - 1) / max(1e-9, seconds) / len(send_times)
         came = [arrival for _, arrival in answered]
         self.answers = 1e9 * (len(came) - 1) / (max(came) - min(came)) if len(came) > 1 else 0.0
         self.ages = [(arrival - stamp) / 1e6 for stamp, arrival in answered]

@@ -80,8 +80,8 @@ def _answer(*command: str) -> list[str]:
     """Lines that a program prints; none where it is missing or fails."""
     if shutil.which(command[0]) is None:
         return []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    return completed.stdout.splitlines() if completed.returncode == 0 else []
 
 
 def _cpu() -> dict[str, str]:

@@ -102,7 +102,7 @@ class Bench:
         network = running.own_times()['network']
         quarter = max(1, len(trial.ages) // 4)
         return {
-            **self._columns, 'sent, each [Hz]': trial.rate, 'images': trial.sent,
+            **self._columns, 'sent, each [Hz]': trial.rate, 'images': trial.images,
             'answered': trial.answered, 'answered [images/s]': trial.answers,
             'network p50 [ms]': network,
             'age p50 [ms]': trial.age(50), 'age p99 [ms]': trial.age(99),

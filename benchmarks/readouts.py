@@ -66,9 +66,9 @@ class Model:
         """Load the demo model."""
         self.features = features
         weights = load('demo', config.backbone, cache_folder(), print)
-        known = config.features if features == 'crops' else features
+        loadable = config.features if features == 'crops' else features
         self.estimator = DepthEstimator(
-            config.replace(features=known, temperature=1.0), weights, 'cpu')
+            config.replace(features=loadable, temperature=1.0), weights, 'cpu')
         if features == 'crops':
             self.estimator.model.encoder = CropFeatures(weights[1])
         self._bins = torch.tensor(config.bins)
@@ -112,19 +112,19 @@ def smooth(patch_depth: Tensor, sigma: float) -> Tensor:
 def _errors(models: Sequence[Model], views: Sequence[Frame]) -> Errors:
     """Of every combination."""
     ways = list(itertools.product(READ_OUTS, SMOOTHING, UPSAMPLING))
-    found: Errors = {(model.features, *way): [] for model in models for way in ways}
+    errors: Errors = {(model.features, *way): [] for model in models for way in ways}
     for view in views:
         for model in models:
             logits = model.see(view)
             for way in ways:
                 depth = model.depth(logits, *way, view)
-                found[(model.features, *way)].append(_scores(depth, view))
-    return found
+                errors[(model.features, *way)].append(_scores(depth, view))
+    return errors
 
 
-def _controls(others: Sequence[Frame], views: Sequence[Frame]) -> Errors:
+def _controls(other_rooms: Sequence[Frame], views: Sequence[Frame]) -> Errors:
     """Of depth that is made without looking at the image."""
-    mean = np.mean([view.depth for view in others], axis=0)
+    mean = np.mean([view.depth for view in other_rooms], axis=0)
     curve = np.mean([metrics_of(Multiples(1.0, view.depth.ravel()).score(CONSTANTS))
                      for view in views], axis=0)
     best = np.full_like(mean, CONSTANTS[curve[:, METRICS.index('rmse')].argmin()])

@@ -3,7 +3,7 @@
 
 $DEPTHCLIP_RECORDINGS names folders or bags (with `:` between them), each as `depthclip compare`
 reads it. Of those with 60 images and more the first half is calibrated from, and the second half
-measured: no part of it was chosen by. Metrics are means over images.
+measured: nothing was chosen by it. Metrics are means over images.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def measure(*, quick: bool) -> list[Row]:
             for row in of_recording(estimator, source, LEAST if quick else None)]
 
 
-def of_recording(estimator: DepthEstimator, source: str, most: int | None = None) -> list[Row]:
+def of_recording(estimator: DepthEstimator, source: str, limit: int | None = None) -> list[Row]:
     """Rows of one recording: words alone; and of a long one, what else its second half shows."""
     recording = open_recording(source)
-    frames = [frame for _, frame in recording.read(range(min(len(recording), most or 10 ** 9)))]
+    frames = [frame for _, frame in recording.read(range(min(len(recording), limit or 10 ** 9)))]
     name = Path(source).name
     if len(frames) < LEAST:
         return [_row(name, 'words', frames, [_predict(estimator, frame) for frame in frames])]
@@ -84,20 +84,20 @@ def _predict(estimator: DepthEstimator, frame: Frame) -> DepthPrediction:
 
 
 def _row(
-    name: str, what: str, frames: Sequence[Frame],
+    name: str, method: str, frames: Sequence[Frame],
     predictions: Sequence[DepthPrediction | Float32],
 ) -> Row:
     """Metrics of one way to have depth; scale is the median of depth over truth."""
     scores, relations = [], []
     for frame, prediction in zip(frames, predictions, strict=True):
         depth = prediction if isinstance(prediction, np.ndarray) else prediction.depth
-        known = np.isfinite(frame.depth) & np.isfinite(depth)
-        pair = depth[known][None], frame.depth[known][None]
+        valid = np.isfinite(frame.depth) & np.isfinite(depth)
+        pair = depth[valid][None], frame.depth[valid][None]
         scores.append(rooms.scores(*pair))
         relations.append((rooms.correlation(*pair), float(np.median(pair[0] / pair[1]))))
     metrics = named(np.mean(scores, axis=0))
     correlation, scale = np.mean(relations, axis=0)
-    return {'recording': name, 'images': len(frames), 'what': what, 'delta1': metrics['d1'],
+    return {'recording': name, 'images': len(frames), 'what': method, 'delta1': metrics['d1'],
             'rel': metrics['rel'], 'rmse [m]': metrics['rmse'], 'correlation': correlation,
             'scale': scale}
 
@@ -108,18 +108,18 @@ def _coverage(
     """Share of the pixels within 1.645 standard deviations, by piece in time and by distance."""
     parts = []
     for number, (frame, prediction) in enumerate(zip(frames, predictions, strict=True)):
-        deviation, known = prediction.stddev(), np.isfinite(frame.depth)
+        deviation, valid = prediction.stddev(), np.isfinite(frame.depth)
         if deviation is None:
             return
-        truth = frame.depth[known]
-        covered = np.abs(prediction.depth[known] - truth) <= REACH * deviation[known]
+        truth = frame.depth[valid]
+        covered = np.abs(prediction.depth[valid] - truth) <= REACH * deviation[valid]
         parts.append((np.full(truth.size, number * BLOCKS // len(frames)), truth, covered))
     block, truth, covered = (np.concatenate(values) for values in zip(*parts, strict=True))
-    ways = {'all': np.ones(truth.size, bool)}
-    ways |= {f'piece {number + 1} of {BLOCKS}': block == number for number in range(BLOCKS)}
-    ways |= {f'{low:g} to {high:g} m': (low <= truth) & (truth < high)
+    groups = {'all': np.ones(truth.size, bool)}
+    groups |= {f'piece {number + 1} of {BLOCKS}': block == number for number in range(BLOCKS)}
+    groups |= {f'{low:g} to {high:g} m': (low <= truth) & (truth < high)
              for low, high in pairwise(DISTANCES)}
-    for what, chosen in ways.items():
-        if chosen.any():
-            yield {'recording': name, 'coverage of': what, 'share of pixels': chosen.mean(),
-                   'coverage': covered[chosen].mean()}
+    for group, selected in groups.items():
+        if selected.any():
+            yield {'recording': name, 'coverage of': group, 'share of pixels': selected.mean(),
+                   'coverage': covered[selected].mean()}

@@ -30,10 +30,10 @@ def record(what: str, about: dict[str, Any], rows: Sequence[Row]) -> Record:
 
     """
     origin = {key: about[key] for key in ORIGIN}
-    found: Record = machine.plain({
+    plain_record: Record = machine.plain({
         'what': what, **about, 'load after': os.getloadavg()[0],
         'rows': [{**origin, **row} for row in rows]})
-    return found
+    return plain_record
 
 
 def write(path: Path, measured: Record) -> None:

@@ -65,7 +65,7 @@ def start(weights: Path, domain: int, cache: Path, wait: float) -> dict[str, flo
             if not wait_until(lambda: receiver.arrivals):
                 raise RuntimeError(f'no depth came:\n{node.output}')
             pid = node.process.pid
-            used = {'processor time [s]': cpu_seconds(pid), **_memory(pid)}
+            resources = {'processor time [s]': cpu_seconds(pid), **_memory(pid)}
             configured = _logged(node.wait_for(r'\]: Configured: '))
             active = _logged(node.wait_for(r'\]: Active: '))
         finally:
@@ -73,13 +73,13 @@ def start(weights: Path, domain: int, cache: Path, wait: float) -> dict[str, flo
     finally:
         receiver.close()
     return {'configured [s]': configured - begin, 'active [s]': active - begin,
-            'first depth [s]': min(receiver.arrivals.values()) / 1e9 - begin, **used}
+            'first depth [s]': min(receiver.arrivals.values()) / 1e9 - begin, **resources}
 
 
 def _logged(line: str) -> float:
     """Time of a line of the node's log."""
-    found = re.search(r'\[(\d+\.\d+)\]', line)
-    return float(found.group(1)) if found else float('nan')
+    match = re.search(r'\[(\d+\.\d+)\]', line)
+    return float(match.group(1)) if match else float('nan')
 
 
 def _memory(pid: int) -> dict[str, float]:

@@ -139,7 +139,7 @@ def trial(rate, answered, *, seconds=10, latency=0.02):
 def test_a_trial_counts_what_comes_back():
     half = trial(10.0, lambda i: i % 2)
     assert half.rate == pytest.approx(10.0, rel=0.02)
-    assert (half.sent, half.answered) == (200, 100)
+    assert (half.images, half.answered) == (200, 100)
     assert half.answers == pytest.approx(10.0, rel=0.03)
     assert half.age(50) == half.age(99) == pytest.approx(20.0)
     assert half.cpu == pytest.approx(100.0)

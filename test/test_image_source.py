@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -325,13 +326,66 @@ def test_a_calibration_file_is_read(tmp_path):
     ('# Camera intrinsics\n\n[image]\n\nwidth\n64\n', 'camera_calibration_parsers convert'),
     ('%YAML:1.0\n---\ncamera_matrix: !!opencv-matrix\n   rows: 3\n', 'FileStorage'),
     ('<opencv_storage><K type_id="opencv-matrix">', 'FileStorage'),
-    ({'cam0': {'camera_model': 'pinhole', 'intrinsics': [1, 1, 1, 1]}}, 'Kalibr')])
+    ({'cam0': {'camera_model': 'pinhole', 'intrinsics': [1, 1, 1, 1]}}, 'Kalibr'),
+    ('resolution: [752, 480]\nintrinsics: [458, 457, 367, 248]\n', 'Kalibr.*resolution'),
+    ('{"width": 640, "height": 480, "intrinsic_matrix": [525, 0, 0, 0, 525, 0, 320, 240, 1]}',
+     'Open3D.*columns'),
+    ('{"intrinsic": {"width": 640, "intrinsic_matrix": [525, 0, 0, 0, 525, 0, 320, 240, 1]}}',
+     'Open3D.*columns'),
+    ('{"w": 720, "h": 960, "K": [700, 0, 0, 0, 700, 0, 360, 480, 1], "fps": 60}',
+     'Record3D.*columns'),
+    ('{"CalibrationInformation": {"Cameras": [{"SensorWidth": 1024}]}}',
+     'Azure Kinect.*rational_polynomial'),
+    ('%YAML:1.0\n\nCamera.fx: 517.3\nCamera.width: 640\n', r'ORB-SLAM.*Camera\.fx'),
+    ('%YAML:1.0\n---\nCamera1.fx: 517.3\n', r'ORB-SLAM.*Camera\.fx'),
+    ('{"w": 640, "h": 480, "fl_x": 500.0, "fl_y": 500.0, "cx": 320, "cy": 240}', 'fl_x'),
+    ('{"fx": 599.6, "fy": 599.6, "ppx": 325.1, "ppy": 235.8, "width": 640}', 'ppx'),
+    ('5.85e+02\t0\t320\n0\t5.85e+02\t240\n0\t0\t1\n', 'numbers alone.*size'),
+    ('481.20 480.00 319.50 239.50\n', 'numbers alone.*size'),
+    ('# ID MODEL WIDTH HEIGHT PARAMS[]\n1 PINHOLE 640 480 525 525 320 240\n', 'COLMAP'),
+    ({'camera_matrix': {'data': [0.5, 0, 0.495, 0, 0.5, 0.495, 0, 0, 1]}},
+     'camera_matrix.*in pixels'),
+    ({'camera_matrix': {'data': [60, 0, 0, 0, 61, 0, 31, 23, 1]}}, 'camera_matrix.*transpose'),
+    ({'camera_matrix': {'data': [60, 0, 31, 0, -61, 23, 0, 0, 1]}}, 'camera_matrix.*negative')])
 def test_what_is_no_calibration_names_the_entry(tmp_path, change, message):
     path = tmp_path / 'head.yaml'
     path.write_text(change if isinstance(change, str) else yaml.safe_dump(CALIBRATION | change),
                     encoding='latin-1')
     with pytest.raises(CameraInfoError, match=rf'head\.yaml.*{message}'):
         CameraCalibration.from_yaml(path)
+
+
+@pytest.mark.parametrize('names', ['height width k d r p', 'height width K D R P'])
+@pytest.mark.parametrize('missing', [False, True])
+def test_a_camera_info_that_was_printed_is_a_calibration(tmp_path, names, missing):
+    """As `ros2 topic echo --once` and `rostopic echo -n 1` print it."""
+    kinds = ('image_height', 'image_width', 'camera_matrix', 'distortion_coefficients',
+             'rectification_matrix', 'projection_matrix')
+    values = [CALIBRATION[kind] for kind in kinds]
+    printed = {name: value['data'] if isinstance(value, dict) else value
+               for name, value in zip(names.split(), values, strict=True)}
+    if missing:  # an uncalibrated camera has none
+        printed[names.split()[3]] = []
+    path = tmp_path / 'head.yaml'
+    path.write_text(yaml.safe_dump({
+        'header': {'frame_id': 'a', 'stamp': {'sec': 1, 'nanosec': 2}}, **printed,
+        'distortion_model': CALIBRATION['distortion_model'], 'binning_x': 0, 'binning_y': 0,
+        'roi': {'x_offset': 0, 'y_offset': 0, 'width': 0, 'height': 0, 'do_rectify': False},
+    }) + '---\n')
+    camera = CameraCalibration.from_yaml(path)
+    path.write_text(yaml.safe_dump(CALIBRATION))
+    expected = CameraCalibration.from_yaml(path)
+    assert camera == (replace(expected, d=()) if missing else expected)
+
+
+def test_a_printed_camera_info_of_a_part_of_its_sensor_is_refused(tmp_path):
+    path = tmp_path / 'head.yaml'
+    for more in ({'binning_x': 2}, {'roi': {'x_offset': 8, 'y_offset': 0, 'width': 32,
+                                            'height': 48}}):
+        path.write_text(yaml.safe_dump({
+            'width': 64, 'height': 48, 'k': [60, 0, 31, 0, 61, 23, 0, 0, 1], 'd': [], **more}))
+        with pytest.raises(CameraInfoError, match='binning or roi'):
+            CameraCalibration.from_yaml(path)
 
 
 def test_what_a_calibration_may_leave_out_and_call_otherwise(tmp_path):

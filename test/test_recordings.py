@@ -314,10 +314,54 @@ def test_names_that_data_sets_and_phones_give(frames, tmp_path, image, depth, ti
     assert not recording.left_out
 
 
+@pytest.mark.parametrize(('image', 'depth'), [
+    ('RGB/{}.png', 'Depth/{}.png'), ('color/{}.png', 'aligned_depth/{}.png'),
+    ('color/{}.png', 'depth_registered/{}.png'), ('{}_color.png', '{}_aligned_depth_to_color.png'),
+    ('rgb/rgb_{}.png', 'depth/aligned_depth_{}.png')])
+def test_names_of_folders(frames, tmp_path, image, depth):
+    layout(tmp_path, frames, image.format, depth.format)
+    for frame, expected in zip(read(open_recording(tmp_path)), frames, strict=True):
+        np.testing.assert_array_equal(frame.rgb, expected.rgb)
+        np.testing.assert_allclose(frame.depth, expected.depth, atol=1e-3)
+
+
+def test_depth_goes_to_images_by_the_times_behind_their_numbers(frames, tmp_path):
+    """As Redwood's: both begin at 0, and each camera counts its own frames, of which some lack."""
+    layout(tmp_path, frames, lambda n: f'rgb/{n + 1:07}-{33369 * n:012}.png',
+           lambda n: f'depth/{n + 1 - (n > 2):07}-{(33369 * n + 4000) * (n > 0):012}.png')
+    (tmp_path / 'depth' / f'{3:07}-{2 * 33369 + 4000:012}.png').unlink()
+    recording = open_recording(tmp_path)
+    assert recording.left_out == {'images without depth': 1}
+    for frame, expected in zip(read(recording), frames[:2] + frames[3:], strict=True):
+        np.testing.assert_array_equal(frame.rgb, expected.rgb)
+        np.testing.assert_allclose(frame.depth, expected.depth, atol=1e-3)
+
+
+@pytest.mark.parametrize('form', ['{}.{:09}', '{}.{}'])
+def test_nanoseconds_behind_the_seconds_with_and_without_zeros(frames, tmp_path, form):
+    def name(part, late):
+        return lambda n: f'{part}/' + form.format(
+            1738133056 + (150 * n + late) // 1000, (150 * n + late) % 1000 * 10 ** 6 + n) + '.png'
+    layout(tmp_path, frames, name('rgb', 30), name('depth', 50))
+    recording = open_recording(tmp_path)
+    assert [m.time for m in recording.moments] == pytest.approx([0.15 * n for n in range(8)])
+    for frame, expected in zip(read(recording), frames, strict=True):
+        np.testing.assert_array_equal(frame.rgb, expected.rgb)
+        np.testing.assert_allclose(frame.depth, expected.depth, atol=1e-3)
+    assert len(recording.notes) == (form == '{}.{}')
+
+
 def test_two_files_of_one_frame_are_refused(frames, tmp_path):
     write_folder(tmp_path, frames)
     (tmp_path / 'rgb' / '0.jpg').write_bytes((tmp_path / 'rgb' / '0.png').read_bytes())
     with pytest.raises(RecordingError, match=r"0\.jpg.*0\.png.*'0'|0\.png.*0\.jpg.*'0'"):
+        open_recording(tmp_path)
+
+
+def test_two_depth_maps_of_one_image_are_refused(frames, tmp_path):
+    layout(tmp_path, frames, 'color_{}.png'.format, 'depth_{}.png'.format)
+    layout(tmp_path, frames, 'color_{}.png'.format, 'aligned_depth_{}.png'.format)
+    with pytest.raises(RecordingError, match='are of one frame'):
         open_recording(tmp_path)
 
 
@@ -514,6 +558,17 @@ def test_forms_of_floating_point(frames, tmp_path, suffix, write):
     same(read(open_recording(tmp_path)), frames)
 
 
+@pytest.mark.parametrize('kind', [np.uint16, np.int32, np.int64])
+def test_arrays_of_whole_numbers_need_their_unit(frames, tmp_path, kind):
+    write_folder(tmp_path, frames, npy=True)
+    for number, frame in enumerate(frames):
+        np.save(tmp_path / 'depth' / f'{number}.npy', np.rint(1000 * frame.depth).astype(kind))
+    same(read(open_recording(tmp_path, Options(unit=0.001))), frames, 1e-3)
+    recording = open_recording(tmp_path)
+    assert read(recording) == []
+    assert 'unit' in str(recording.left_out)
+
+
 def with_other_depth(frames, camera):
     """The frames with depth as another camera in the same place measures it, and that camera."""
     other = drive(rooms=2, frames=8, camera=camera, seed=3)
@@ -560,6 +615,40 @@ def test_a_depth_camera_without_the_images_own_is_refused(frames, tmp_path):
         open_recording(folder)
 
 
+@pytest.mark.parametrize('form', ['bag', 'folder'])
+def test_a_depth_camera_is_of_the_depth_that_is_not_registered(frames, tmp_path, form):
+    """Both are there: registered depth would be projected a second time."""
+    recorded, model = with_other_depth(frames, SimCamera(96, 72, 91.0, 91.0, 46.0, 37.0))
+    options = Options(depth_camera=CameraCalibration.from_yaml(
+        write_camera(tmp_path / 'depth.yaml', model)))
+    path = tmp_path / 'drive'
+    if form == 'folder':
+        write_folder(path, recorded)
+        layout(path, frames, 'rgb/{}.png'.format, 'aligned_depth/{}.png'.format)
+    else:
+        registered = '/camera/aligned_depth_to_color/image_raw'
+        writer = BagWriter(path)
+        with writer.writer:
+            for frame, other in zip(frames, recorded, strict=True):
+                time = round(frame.moment.time * 1e9) + 10 ** 18
+                header = writer.messages.header(time, 'optical')
+                K = frame.camera.K
+                for topic, message in (
+                        ('/camera/color/camera_info', writer.messages.camera_info(
+                            header, SimCamera(96, 72, K[0, 0], K[1, 1], K[0, 2], K[1, 2]))),
+                        ('/camera/color/image_raw',
+                         writer.messages.image(header, 'rgb8', frame.rgb)),
+                        (registered, writer.messages.image(header, '32FC1', frame.depth)),
+                        ('/camera/depth/image_rect_raw',
+                         writer.messages.image(header, '32FC1', other.depth))):
+                    writer.write(topic, message, time)
+    same(read(open_recording(path)), frames, 1e-3)  # what is registered already
+    for frame, truth in zip(read(open_recording(path, options)), frames, strict=True):
+        known = np.isfinite(frame.depth)
+        assert 0.3 < known.mean() < 0.9
+        assert np.mean(np.abs(frame.depth[known] / truth.depth[known] - 1) < 0.02) > 0.9
+
+
 @OTHER_CAMERAS
 def test_the_depth_camera_of_a_bag_without_its_camera_info(frames, tmp_path, camera):
     recorded, model = with_other_depth(frames, camera)
@@ -593,11 +682,89 @@ def test_folders_that_are_none(tmp_path):
     with pytest.raises(RecordingError, match='in rgb/ and depth maps of the same names in depth/'):
         open_recording(tmp_path)
     (tmp_path / 'depth').mkdir()
-    with pytest.raises(RecordingError, match='none of 0 images'):
+    with pytest.raises(RecordingError, match=r'rgb holds no picture .* but nothing'):
         open_recording(tmp_path)
+    for part in ('rgb', 'depth'):
+        (tmp_path / part / '0.png').touch()
     (tmp_path / 'camera.yaml').write_text('image_width: many')
     with pytest.raises(DepthClipError, match='image_width'):
         open_recording(tmp_path)
+
+
+@pytest.mark.parametrize('suffix', ['.exr', '.jpg', '.depth', '.zip'])
+def test_a_folder_of_other_files_is_named_with_them(frames, tmp_path, suffix):
+    write_folder(tmp_path, frames)
+    for file in (tmp_path / 'depth').iterdir():
+        file.rename(file.with_suffix(suffix))
+    with pytest.raises(RecordingError, match=rf'depth holds no depth map .* but 8 \{suffix}'):
+        open_recording(tmp_path)
+
+
+def stray_scanner(path):
+    (path / 'rgb').rename(path / 'depth.old')
+    (path / 'rgb.mp4').write_bytes(b'\0\0\0\x20ftypisom')
+
+
+def deeper(path):
+    for part in ('rgb', 'depth'):
+        (path / 'desk').mkdir(exist_ok=True)
+        (path / part).rename(path / 'desk' / part)
+
+
+def otherwise_called(path):
+    (path / 'rgb').rename(path / 'lowres_wide')
+    (path / 'depth').rename(path / 'lowres_depth')
+
+
+def packed(path):
+    for part in ('rgb', 'depth'):
+        (path / part).rename(path / f'old_{part}')
+        (path / f'{part}.zip').write_bytes(b'PK\3\4')
+        for file in (path / f'old_{part}').iterdir():
+            file.unlink()
+
+
+def record_3d(path):
+    (path / 'rgb').rename(path / 'rgbd')
+    for file in (path / 'depth').iterdir():
+        file.rename(path / 'rgbd' / f'{file.stem}.depth')
+    (path / 'depth').rmdir()
+
+
+@pytest.mark.parametrize(('change', 'said'), [
+    (record_3d, r'rgbd/\d\.depth is not read.*export'),
+    (stray_scanner, r'rgb\.mp4 is a video.*ffmpeg'), (deeper, r'depth are in desk.*path'),
+    (otherwise_called, r'lowres_depth.*lowres_wide.*rename'), (packed, r'rgb\.zip.*unpack')])
+def test_layouts_that_are_read_after_a_step(frames, tmp_path, change, said):
+    change(write_folder(tmp_path, frames))
+    with pytest.raises(RecordingError, match=said):
+        open_recording(tmp_path)
+
+
+@pytest.mark.parametrize(('name', 'data'), [
+    ('a.svo', b'SVO2'), ('a.oni', b'NI10'), ('a.sens', b'\4\0\0\0'), ('a.zip', b'PK\3\4'),
+    ('a.mkv', b'\x1a\x45\xdf\xa3')])
+def test_recordings_of_other_programs_are_to_be_exported(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data + bytes(60))
+    with pytest.raises(RecordingError, match=rf'{name}.*into rgb/.*into depth/') as error:
+        open_recording(tmp_path / name)
+    assert 'v7.3' not in str(error.value)  # it is no damaged copy of NYU's file
+
+
+@pytest.mark.parametrize('way', ['beside', 'option', 'bag'])
+def test_a_camera_of_images_of_another_size_is_named_as_a_file(frames, tmp_path, way):
+    folder = write_drive(tmp_path / 'drive', frames) if way == 'bag' else \
+        write_folder(tmp_path / 'drive', frames)
+    camera = frames[0].camera.scaled(192, 144)
+    if way == 'beside':
+        write_camera(folder / 'camera.yaml', camera)
+    recording = open_recording(folder, Options(camera=None if way == 'beside' else camera))
+    assert read(recording) == []
+    (said, _), = recording.left_out.items()
+    assert 'camera.yaml' in said or '--camera-info' in said
+    assert '192x144' in said
+    assert '96x72' in said
+    assert 'topic' not in said
 
 
 def test_blocks_are_rooms_or_pieces_of_time():

@@ -59,7 +59,7 @@ def evaluate(
     predictions = [estimator.predict(view.rgb) for view in views]
     rows = defaultdict(list)
     for i, (view, prediction) in enumerate(zip(views, predictions, strict=True)):
-        truth, other = view.depth, predictions[i - len(views) // 2 - 1]
+        truth, other_prediction = view.depth, predictions[i - len(views) // 2 - 1]
         rows['model'].append(rooms.scores(prediction.depth, truth))
         rows['mean of the bins'].append(
             rooms.scores(np.full_like(truth, np.mean(config.bins)), truth))
@@ -67,7 +67,7 @@ def evaluate(
             rooms.scores(_depth(prediction.logits[order], config, view), truth)
             for order in orders], axis=0))
         rows['random words'].append(rooms.scores(random.predict(view.rgb).depth, truth))
-        rows['shuffled images'].append(rooms.scores(other.depth, truth))
+        rows['shuffled images'].append(rooms.scores(other_prediction.depth, truth))
     curve = np.mean([metrics_of(Multiples(1.0, view.depth.ravel()).score(CONSTANTS))
                      for view in views], axis=0)
     best = best_of(curve)
@@ -108,11 +108,11 @@ def room_accuracy(weights: Path, views: Sequence[Frame]) -> float:
         t.Normalize(*NORMALIZATIONS['clip'])])
     text = normalize(model.encode_text(clip.tokenize(
         [f'a photo of a {language.ROOMS[kind][0]}' for kind in KINDS])), dim=1)
-    right = 0
+    correct = 0
     for view in views:
         image = model.encode_image(preprocess(Image.fromarray(view.rgb))[None])
-        right += KINDS[int((image @ text.T).argmax())] == view.kind
-    return round(right / len(views), 4)
+        correct += KINDS[int((image @ text.T).argmax())] == view.kind
+    return round(correct / len(views), 4)
 
 
 def main() -> None:

@@ -176,9 +176,9 @@ def range_points(depth: Float32, seed: int, outliers: float = 0.1, count: int = 
     rng = np.random.default_rng([seed, 20])
     v, u = (rng.integers(0, size, count) for size in depth.shape)
     z = depth[v, u] * np.exp(0.03 * rng.standard_normal(count))
-    wrong = rng.permutation(count) < round(outliers * count)
+    is_outlier = rng.permutation(count) < round(outliers * count)
     return Points(u.astype(float), v.astype(float),
-                  np.where(wrong, rng.uniform(0.3, 10.0, count), z))
+                  np.where(is_outlier, rng.uniform(0.3, 10.0, count), z))
 
 
 def anchors_of(frames: Sequence[Frame], scale: ScaleFilter | None = None, outliers: float = 0.1,
@@ -218,9 +218,9 @@ def coverage(frames: Sequence[Frame], predictions: Sequence[DepthPrediction]) ->
 # The parts ---------------------------------------------------------------------------------------
 
 
-def measure_robot(bench: Bench, which: str) -> dict[str, Any]:
+def measure_robot(bench: Bench, robot_name: str) -> dict[str, Any]:
     """A foreign robot: zero-shot, focal length, calibrated, anchored, and the mean map."""
-    robot = ROBOTS[which]
+    robot = ROBOTS[robot_name]
     test = unseen(robot, bench.size.rooms)
     bench.use(focal=False)
     zero_shot = bench.row(test)
@@ -285,7 +285,7 @@ def anchors(bench: Bench) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    **{f'robot {name}': partial(measure_robot, which=name) for name in ROBOTS},
+    **{f'robot {name}': partial(measure_robot, robot_name=name) for name in ROBOTS},
     'lenses': lenses, 'anchors': anchors}
 
 # The pages ---------------------------------------------------------------------------------------

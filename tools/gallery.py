@@ -71,24 +71,24 @@ def _draw_terminal(path: Path, command: str, folder: str) -> None:
     """Run a command in a terminal, and draw what stands there at its end."""
     import matplotlib as mpl
     from PIL import Image, ImageDraw, ImageFont
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 50, COLUMNS, 0, 0))
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 50, COLUMNS, 0, 0))
     name, *arguments = command.split()
     module = 'depthclip_ros.cli.main' if name == 'depthclip' else 'offline_eval.cli'
     process = subprocess.Popen(
         [sys.executable, '-c', f'from {module} import main; main()', *arguments], cwd=folder,
-        stdout=theirs, stderr=theirs,
+        stdout=terminal, stderr=terminal,
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'COLUMNS': str(COLUMNS)})
-    os.close(theirs)
-    written = b''
+    os.close(terminal)
+    output = b''
     try:
-        while part := os.read(ours, 65536):
-            written += part
+        while part := os.read(controller, 65536):
+            output += part
     except OSError:  # its end, as Linux tells it
         process.wait()
     # What a carriage return has overwritten is gone.
     lines = [f'$ {command}', *(line.rstrip('\r').rpartition('\r')[2] for line in
-                               written.decode().replace('\r\n', '\n').rstrip().split('\n'))]
+                               output.decode().replace('\r\n', '\n').rstrip().split('\n'))]
     lines = [line[i:i + COLUMNS] for line in lines for i in range(0, max(1, len(line)), COLUMNS)]
     font = ImageFont.truetype(
         Path(mpl.get_data_path(), 'fonts/ttf/DejaVuSansMono.ttf'), 13)
@@ -132,7 +132,7 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     dense = model.patch_rays(height // step, width // step)
     true = (dense * frame.depth[step // 2::step, step // 2::step, None]).reshape(-1, 3)
     shade = frame.rgb[step // 2::step, step // 2::step].reshape(-1, 3) / 255
-    points, ours = cloud.points, cloud.colors / 255
+    points, colors = cloud.points, cloud.colors / 255
     figure = plt.figure(figsize=(12, 4.2))
     grid = figure.add_gridspec(1, 3, width_ratios=(1, 1.4, 0.8))
     picture = figure.add_subplot(grid[0])
@@ -142,7 +142,7 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     around = figure.add_subplot(grid[1], projection='3d')
     around.scatter(true[:, 0], true[:, 2], -true[:, 1], c=shade, s=3, linewidths=0,
                    depthshade=False)
-    around.scatter(points[:, 0], points[:, 2], -points[:, 1], c=ours, s=45, edgecolors='black',
+    around.scatter(points[:, 0], points[:, 2], -points[:, 1], c=colors, s=45, edgecolors='black',
                    linewidths=0.6, depthshade=False)
     around.scatter([0], [0], [0], marker='^', c='red', s=60)
     around.view_init(22, -62)
@@ -153,7 +153,7 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     around.set_title('points, and small the true surfaces')
     above = figure.add_subplot(grid[2])
     above.scatter(true[:, 0], true[:, 2], c=shade, s=2, alpha=0.4, linewidths=0)
-    above.scatter(points[:, 0], points[:, 2], c=ours, s=45, edgecolors='black', linewidths=0.6)
+    above.scatter(points[:, 0], points[:, 2], c=colors, s=45, edgecolors='black', linewidths=0.6)
     above.scatter([0], [0], marker='^', c='red', s=60)
     above.set_aspect('equal')
     above.set_title('from above')

@@ -50,7 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--check', action='store_true', help='write nothing')
     check = parser.parse_args().check
-    stale = {path: text for path, text in wanted().items()
+    stale = {path: text for path, text in expected_files().items()
              if not path.exists() or path.read_text(encoding='utf-8') != text}
     for path, text in stale.items():
         name = path.relative_to(ROOT)
@@ -60,7 +60,7 @@ def main() -> int:
     return int(check and bool(stale))
 
 
-def wanted() -> dict[Path, str]:
+def expected_files() -> dict[Path, str]:
     """What each file should hold."""
     return {ROOT / 'docs/reference' / f'{name}.md': text for name, text in {
         'parameters': parameters_page(),
@@ -85,7 +85,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 # Settings ----------------------------------------------------------------------------------------
 
 
-def shown(settings: Any, setting: dataclasses.Field[Any]) -> str:
+def default_text(settings: Any, setting: dataclasses.Field[Any]) -> str:
     """The default as a parameter file has it."""
     default = yaml.safe_dump(settings.to_dict()[setting.name], default_flow_style=True,
                              allow_unicode=True, width=1000)
@@ -107,7 +107,7 @@ def parameters_page() -> str:
                 allowed = ', '.join(f'`{choice}`' for choice in about['choices'] if choice)
             if about['minimum'] is not None:
                 allowed += f', {about["minimum"]:g} to {about["maximum"]:g} {about["unit"]}'
-            rows.append([f'`{setting.name}`', shown(settings, setting), allowed,
+            rows.append([f'`{setting.name}`', default_text(settings, setting), allowed,
                          about['description'], 'configure' if about['reload'] else 'next image'])
         parts.append(f'## {title}\n\n' + table(
             ['name', 'default', 'type, range, unit', 'meaning', 'counts from'], rows))

@@ -55,11 +55,12 @@ def main(arguments: list[str]) -> int:
         return NOT_RUN
     is_short = for_gpu or '--kilted' in arguments
     failed = [name for name, command in STEPS.items() if not is_short and run(command) != 0]
-    given = [word for word in arguments if word not in ('--all', '--gpu', '--kilted')]
+    pytest_arguments = [word for word in arguments if word not in ('--all', '--gpu', '--kilted')]
     if for_gpu:
-        given = ['-m', 'gpu', *given]
+        pytest_arguments = ['-m', 'gpu', *pytest_arguments]
     broken, flaky = run_twice(
-        (ALL if '--all' in arguments else []) + (given or KILTED if is_short else given))
+        (ALL if '--all' in arguments else [])
+        + (pytest_arguments or KILTED if is_short else pytest_arguments))
     if for_gpu and run(GPU) != 0:
         failed.append('benchmark')
     print()  # pytest may have ended amid a line

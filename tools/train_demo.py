@@ -6,7 +6,8 @@ sphere. Stage 2 keeps it as it is and aligns the image encoder with it (locked-t
 dense features `c_proj(v_proj(x))` of every patch with sentences of its depth, a fresh random set
 of sentences in every step, and the attention pool's output with the kind of room.
 
-    python tools/train_demo.py --out build/demo             # the real run
+    python tools/train_demo.py --out build/demo                         # from nothing
+    python tools/train_demo.py --out build/demo --start WEIGHTS.pt      # from such weights
     python tools/train_demo.py --out /tmp/smoke --smoke     # half a minute, for CI
 """
 
@@ -20,7 +21,7 @@ import math
 import sys
 import time
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ class Plan:
     text_layers: int = 4
 
 
+# From trained weights: half of the rooms are plain and the rate is a third, so that what the
+# model knows is not forgotten.
+FROM_START = Plan(seed=2, steps=3000, plain=0.5, easy=0, rate=8e-4, processes=1)
 SMOKE = Plan(steps=24, fresh=4, repeated=2, pictures=10, text_steps=75, text_batch=48,
              layers=(1, 1, 1, 1))
 
@@ -137,8 +141,8 @@ def train_text(model: Any, plan: Plan, targets: language.TextTargets, log: Any) 
     room_tokens = tokenize([t for kind in KINDS for t in language.room_sentences(kind)])
     each = len(room_tokens) // len(KINDS)
     room_goals = torch.from_numpy(np.stack([targets.room(i) for i in range(len(KINDS))]))
-    known = torch.cat([tokens, room_tokens]).unique()
-    unknown = 49405  # any token that no sentence uses stands for all of those
+    used_tokens = torch.cat([tokens, room_tokens]).unique()
+    unknown_token = 49405  # any token that no sentence uses stands for all of those
     optimizer = torch.optim.AdamW(text_parameters(model), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, plan.text_steps)
     generator = torch.Generator().manual_seed(plan.seed + 1)
@@ -148,7 +152,7 @@ def train_text(model: Any, plan: Plan, targets: language.TextTargets, log: Any) 
         batch = torch.cat([tokens[pick], room_tokens[rooms]])
         goal = torch.cat([goals[pick], room_goals[rooms // each]])
         blank = torch.rand(batch.shape, generator=generator) < 0.02
-        batch = torch.where(blank & (batch > 0) & (batch < 49406), unknown, batch)
+        batch = torch.where(blank & (batch > 0) & (batch < 49406), unknown_token, batch)
         features = encode_text(model, batch)
         loss = (1 - (features * goal).sum(dim=1)).mean()
         optimizer.zero_grad()
@@ -160,9 +164,9 @@ def train_text(model: Any, plan: Plan, targets: language.TextTargets, log: Any) 
             log(stage='text', step=step, loss=round(float(loss.detach()), 5))
     with torch.no_grad():
         embedding = model.token_embedding.weight
-        row = embedding[unknown].clone()
+        row = embedding[unknown_token].clone()
         keep = torch.zeros(len(embedding), dtype=torch.bool)
-        keep[known] = True
+        keep[used_tokens] = True
         embedding[~keep] = row
         log(stage='text', **check_text(model, targets))
 
@@ -239,15 +243,15 @@ def make_batch(frames: Frames, plan: Plan, step: int, rank: int) -> tuple[Tensor
     oldest = max(0, first - plan.memory)
     again = rng.integers(oldest // world, max(first // world, 1), plan.repeated // world)
     again = again * world + rank
-    chosen = [frames.get(n) for n in numbers] + [
+    batch_frames = [frames.get(n) for n in numbers] + [
         cut_out(frames.get(int(n)), rng) for n in again]
-    images = torch.stack([as_photographed(image, rng) for image, _, _ in chosen])
-    depth = torch.stack([c[1] for c in chosen])
-    mirrored = torch.from_numpy(rng.random(len(chosen)) < 0.5)
+    images = torch.stack([as_photographed(image, rng) for image, _, _ in batch_frames])
+    depth = torch.stack([c[1] for c in batch_frames])
+    mirrored = torch.from_numpy(rng.random(len(batch_frames)) < 0.5)
     images[mirrored], depth[mirrored] = images[mirrored].flip(3), depth[mirrored].flip(2)
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (MEAN, DEVIATION))
     images = ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
-    return images, depth, torch.tensor([c[2] for c in chosen])
+    return images, depth, torch.tensor([c[2] for c in batch_frames])
 
 
 def cut_out(frame: tuple[Tensor, Tensor, int], rng: np.random.Generator) -> tuple[
@@ -352,8 +356,8 @@ class SentencePool:
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """(K, C) features and (K,) log metres, ascending, one in each of K ranges of distance."""
         edges = np.linspace(math.log(language.LEAST), math.log(language.GREATEST), count + 1)
-        wanted = edges[:-1] + (edges[1] - edges[0]) * rng.uniform(0.15, 0.85, count)
-        index = np.searchsorted(self.log_metres, wanted) + rng.integers(-15, 16, count)
+        log_distances = edges[:-1] + (edges[1] - edges[0]) * rng.uniform(0.15, 0.85, count)
+        index = np.searchsorted(self.log_metres, log_distances) + rng.integers(-15, 16, count)
         index = np.sort(np.clip(index, 0, len(self.texts) - 1))
         return self.features[index], torch.from_numpy(self.log_metres[index]).float()
 
@@ -425,13 +429,11 @@ def train_images(rank: int, plan: Plan, out: Path) -> None:
         world_size=plan.processes)
     log = partial(keep, out) if rank == 0 else lambda **_: None
     model: Any = build(plan)
-    model.load_state_dict(torch.load(out / 'text.pt', weights_only=True))
+    model.load_state_dict(torch.load(out / 'start.pt', weights_only=True))
     pool = SentencePool(model)
     for parameter in text_parameters(model):
         parameter.requires_grad_(False)
     model.visual.to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(20.0))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=plan.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -538,13 +540,16 @@ def main() -> None:
     parser.add_argument('--out', type=Path, required=True, help='folder for weights and log')
     parser.add_argument('--smoke', action='store_true', help='a short form that only has to '
                         'learn something')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--start', type=Path, metavar='WEIGHTS', help='state dict of the same '
+                        'widths to go on from; its text encoder stays')
+    parser.add_argument('--seed', type=int)
     parser.add_argument('--steps', type=int, help='steps of the image stage')
     parser.add_argument('--width', type=int, help='of the image encoder')
     arguments = parser.parse_args()
     changes = {name: value for name in ('seed', 'steps', 'width')
                if (value := getattr(arguments, name)) is not None}
-    plan = Plan(**{**asdict(SMOKE if arguments.smoke else Plan()), **changes})
+    start = arguments.start
+    plan = replace(SMOKE if arguments.smoke else FROM_START if start else Plan(), **changes)
     torch.manual_seed(plan.seed)
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -552,10 +557,14 @@ def main() -> None:
 
     log = partial(keep, out)
     model = build(plan)
-    with torch.no_grad():
-        model.visual.attnpool.positional_embedding.mul_(0.1)
-    train_text(model, plan, language.TextTargets(plan.embed), log)
-    torch.save(model.state_dict(), out / 'text.pt')
+    if start:
+        model.load_state_dict(torch.load(start, weights_only=True))  # converts half precision
+    else:
+        with torch.no_grad():
+            model.visual.attnpool.positional_embedding.mul_(0.1)
+            model.logit_scale.fill_(math.log(20.0))
+        train_text(model, plan, language.TextTargets(plan.embed), log)
+    torch.save(model.state_dict(), out / 'start.pt')
     (out / 'rendezvous').unlink(missing_ok=True)
     torch.multiprocessing.spawn(train_images, (plan, out), nprocs=plan.processes)
     check_file(out / 'demo.pt')

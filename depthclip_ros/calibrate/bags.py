@@ -48,7 +48,7 @@ from ..sources.bag import (
     unread_sensors,
 )
 from ..sources.bag import read as read_message
-from .folders import files_beside, of_folder, training_split
+from .folders import files_beside, knows_depth_camera, of_folder, training_split
 from .recordings import (
     AS_IT_IS,
     LIMIT_FRAMES,
@@ -65,6 +65,8 @@ from .recordings import (
 from .registration import (
     REGISTER,
     camera_of_size,
+    check_size,
+    is_registered,
     of_same_view,
     rasterize,
     same_view,
@@ -99,7 +101,8 @@ def open_recording(source: str | Path, options: Options = AS_IT_IS) -> Recording
                              f'{error.strerror}.') from error
     if is_bag(path):
         return of_bag(path, options)
-    files = files_beside(path) if path.is_dir() else None
+    files = files_beside(
+        path, registered=not knows_depth_camera(path, options)) if path.is_dir() else None
     return of_folder(path, files, options) if files else training_split(path, options)
 
 
@@ -238,8 +241,8 @@ class _Bag:
         image, depth = (parse(read_message, parts[topic][1], parts[topic][0], DataError)
                         for topic in self.stamps)
         rgb = np.ascontiguousarray(to_rgb(image))
-        if self.camera is not None:
-            self.camera.check_size(rgb.shape[1], rgb.shape[0])
+        check_size(self.camera, *rgb.shape[:2],
+                   file='--camera-info' if self.options.camera else '')
         return Frame(rgb, self._measured(depth, image, *rgb.shape[:2]), self.camera,
                      self.moments[position])
 
@@ -282,18 +285,22 @@ def _topics_of(path: str | Path, options: Options) -> tuple[CameraTopics, BagTop
     passed_over = {*written, options.said} - {asked}
     topics = [topic for topic in topics if topic.name not in passed_over]
     images = camera_topics([t for t in topics if t.name != asked], options.image, '--image TOPIC')
-    return images, depth_topic(topics, images.image, options.depth)
+    return images, depth_topic(
+        topics, images.image, options.depth, registered=options.depth_camera is None)
 
 
-def depth_topic(topics: Sequence[BagTopic], image: str, wanted: str = '') -> BagTopic:
+def depth_topic(
+    topics: Sequence[BagTopic], image: str, wanted: str = '', *, registered: bool = True,
+) -> BagTopic:
     """Find what measures depth in a bag.
 
     Args:
         topics: of the bag.
         image: the camera's topic, which is none.
         wanted: topic to use, `/compressedDepth` may lack; empty: the only depth image, else the
-            only cloud, else the only scan; of several depth images the one that is registered by
-            its name.
+            only cloud, else the only scan.
+        registered: of several depth images, take the one that is registered by its name; else,
+            because the camera of the depth is given, the one that is not.
 
     Raises:
         RecordingError: none, several, or not the one asked for.
@@ -311,8 +318,8 @@ def depth_topic(topics: Sequence[BagTopic], image: str, wanted: str = '') -> Bag
             *([t for t in known if t.type == kind] for kind in (POINT_CLOUD, SCAN)),
             # Nothing but a picture: its frames say why they cannot be read.
             [t for t in known if 'depth' in t.name])), [])
-    registered = [t for t in found if 'aligned' in t.name or 'regist' in t.name]
-    for candidates in (registered, [t for t in found if t.type == IMAGE], found):
+    by_name = [t for t in found if is_registered(t.name) is registered]
+    for candidates in (by_name, [t for t in found if t.type == IMAGE], found):
         if len(candidates) == 1:
             return candidates[0]
     if found:

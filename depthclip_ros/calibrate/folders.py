@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +16,7 @@ import numpy as np
 from ..core.calibration import image_digest
 from ..core.camera import CameraModel, notices_of
 from ..core.errors import DataError, ImageError
+from ..core.formats import kind_of
 from ..messages.depth import measured
 from ..sources import depth_maps
 from ..sources.camera_info import CameraCalibration
@@ -31,20 +34,35 @@ from .recordings import (
     nearest_pairs,
     spread_evenly,
 )
-from .registration import camera_of_size, of_same_view, rasterize, same_view, unproject
+from .registration import (
+    camera_of_size,
+    check_size,
+    is_registered,
+    of_same_view,
+    rasterize,
+    same_view,
+    unproject,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from .recordings import Float32
 
 # Names of folders beside each other, as data sets and phones have them.
 IMAGE_FOLDERS, DEPTH_FOLDERS = ('rgb', 'color', 'colour', 'images', 'image'), ('depth', 'depths')
+_EXPORT = ('export images into rgb/, and depth under the same names into depth/, as PNG of 16 '
+           'bits in millimetres or .npy in metres')
+# Beside, or in place of, such folders.
+_VIDEOS = ('.mp4', '.mov', '.avi', '.mkv')
+_ARCHIVES = ('.zip', '.tar', '.tgz', '.gz', '.7z')
+_OTHER_MAPS = ('.depth', '.exr', '.dpt')
 # What names have around that which image and depth have in common.
-_WORDS = re.compile(r'(?i)rgb|colou?r|depth|image|img|frame')
+_WORDS = re.compile(r'(?i)rgb|(_to_)?colou?r|depth|image|img|frame|aligned|registered')
 # Names that are numbers above the first are times since 1970, in seconds, and above the others in
 # milli-, micro- and nanoseconds; below it they are counts.
 _CLOCKS = (1e6, 1.0), (1e11, 1e-3), (1e14, 1e-6), (1e17, 1e-9)
+_NANOSECOND_DIGITS = 9
 
 
 class Files(NamedTuple):
@@ -62,20 +80,45 @@ class Files(NamedTuple):
     described: str
 
 
-def files_beside(path: Path) -> Files | None:
+def files_beside(path: Path, *, registered: bool = True) -> Files | None:
     """Images and depth maps in two folders of usual names, `rgb/` and `depth/` and the like.
 
+    Args:
+        path: of the folder that holds them.
+        registered: of several folders of depth, take the one that is registered by its name;
+            else, because the camera of the depth is given, the one that is not.
+
     Raises:
-        RecordingError: two files are of one frame.
+        RecordingError: two files are of one frame, or a folder holds other files.
 
     """
-    images, depths = (next((name for name in names if (path / name).is_dir()), '')
-                      for names in (IMAGE_FOLDERS, DEPTH_FOLDERS))
-    if not (images and depths):
+    names = _folders_in(path, registered=registered)
+    if names is None:
         return None
-    return Files(_by_name(path / images, (path / images).rglob('*'), SUFFIXES),
-                 _by_name(path / depths, (path / depths).rglob('*'), depth_maps.SUFFIXES),
-                 f'{images}/ with {depths}/')
+    images, depths = (_files_of(path / name, what, kinds) for name, what, kinds in zip(
+        names, ('picture', 'depth map'), (SUFFIXES, depth_maps.SUFFIXES), strict=True))
+    return Files(images, depths, '/ with '.join(names) + '/')
+
+
+def _files_of(folder: Path, what: str, suffixes: Collection[str]) -> dict[str, Path]:
+    """Files below a folder, see `_by_name`; what else it holds is said where there are none."""
+    entries = [entry for entry in folder.rglob('*') if not entry.is_dir()]
+    if files := _by_name(folder, entries, suffixes):
+        return files
+    counts = Counter(entry.suffix.lower() or 'without a suffix' for entry in entries)
+    rest = ', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))
+    raise RecordingError(f'{folder} holds no {what} ({", ".join(sorted(suffixes))}) but '
+                         f'{rest or "nothing"}. Unpack or convert what is there.')
+
+
+def _folders_in(path: Path, *, registered: bool = True) -> tuple[str, str] | None:
+    """Names of the folders of images and of depth, see `files_beside`."""
+    folders = {entry.name.lower(): entry.name for entry in path.glob('*') if entry.is_dir()}
+    by_name = sorted(name for name in folders if 'depth' in name and is_registered(name))
+    usual = [name for name in DEPTH_FOLDERS if name in folders]
+    depths = by_name + usual if registered else usual + by_name
+    images = [name for name in IMAGE_FOLDERS if name in folders]
+    return (folders[images[0]], folders[depths[0]]) if images and depths else None
 
 
 def files_mixed(path: Path) -> Files | None:
@@ -108,7 +151,7 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
     camera, depth_camera = _cameras(path, options)
     notes: list[str] = []
     images, depths, described = files
-    times = {name: time for name in (*images, *depths) if (time := _seconds(name)) is not None}
+    times = _times([*images, *depths], notes)
     timed = all(name in times for name in (*images, *depths))
     pairs = _pairs_in_time(images, depths, times, options.tolerance) if timed else \
         _pairs_by_name(images, depths)
@@ -127,7 +170,7 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
 
     def metres(position: int) -> Float32:
         file = depths[pairs[position][1]]
-        values = depth_maps.read_depth_map(file)
+        values = depth_maps.read_depth_map(file, integers=options.unit > 0)
         return options.metres(measured(values), integer=values.dtype.kind == 'u')
 
     clipping = Clipping()
@@ -140,8 +183,8 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
         rgb = np.ascontiguousarray(
             read_picture(images[pairs[position][0]], upright=False)[..., ::-1])
         depth = clipping.removed(metres(position))
-        if camera is not None:
-            camera.check_size(rgb.shape[1], rgb.shape[0])
+        check_size(camera, *rgb.shape[:2], file='--camera-info' if options.camera else str(
+            path / 'camera.yaml'))
         if camera is None or depth_camera is None or same_view(depth_camera, camera):
             depth = of_same_view(depth, *rgb.shape[:2])
         else:
@@ -161,6 +204,11 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
             'depth without an image': len(depths) - len(pairs)}), timed,
         notes=notes,
         integers=any(depths[name].suffix.lower() not in depth_maps.ARRAYS for _, name in pairs))
+
+
+def knows_depth_camera(path: Path, options: Options) -> bool:
+    """Whether it is said which camera measured the depth of a folder."""
+    return options.depth_camera is not None or (path / 'depth_camera.yaml').exists()
 
 
 def _cameras(path: Path, options: Options) -> tuple[CameraModel | None, CameraModel | None]:
@@ -203,16 +251,44 @@ def _by_name(folder: Path, paths: Iterable[Path], suffixes: Iterable[str]) -> di
 
 
 def _examples(files: dict[str, Path]) -> str:
-    names = [path.name for path in files.values()]
+    names = [f'{path.parent.name}/{path.name}' for path in files.values()]
     return f'{names[0]} to {names[-1]}' if names else 'none'
 
 
-def _seconds(name: str) -> float | None:
-    """The time since 1970 that a name is; None for any other name."""
-    if not re.fullmatch(r'\d+(\.\d*)?', name):
-        return None
-    return next((float(name) * unit for least, unit in reversed(_CLOCKS) if float(name) > least),
-                None)
+def _times(names: Sequence[str], notes: list[str]) -> dict[str, float]:
+    """Times since 1970 of the names that are such [s].
+
+    Args:
+        names: of images and of depth maps.
+        notes: to which it is added that nanoseconds lack their zeros.
+
+    """
+    found = {name: re.fullmatch(r'(\d+)(?:\.(\d*))?', name) for name in names}
+    fractions = {match[2] for match in found.values() if match and match[2]}
+    lengths = {len(fraction) for fraction in fractions}
+    # A program has put a point between two whole numbers: nine decimals are more than floating
+    # point has of such a time, and one in ten fractions would begin with a zero.
+    whole = max(lengths, default=0) == _NANOSECOND_DIGITS and len(lengths) > 1 and not any(
+        fraction.startswith('0') for fraction in fractions - {'0'})
+    if whole:
+        name = next(name for name, match in found.items()
+                    if match and len(match[2] or '') < _NANOSECOND_DIGITS)
+        notes.append(f'Names are seconds and nanoseconds without their zeros: {name} is read as '
+                     f'{_with_zeros(name)}.')
+    times = {name: _seconds(_with_zeros(name) if whole else name)
+             for name, match in found.items() if match}
+    return {name: time for name, time in times.items() if time is not None}
+
+
+def _with_zeros(name: str) -> str:
+    seconds, _, nanoseconds = name.partition('.')
+    return f'{seconds}.{nanoseconds.zfill(_NANOSECOND_DIGITS)}'
+
+
+def _seconds(number: str) -> float | None:
+    """The time since 1970 that a number is; None for one that is no time."""
+    return next((float(number) * unit for least, unit in reversed(_CLOCKS)
+                 if float(number) > least), None)
 
 
 def _pairs_in_time(
@@ -224,13 +300,51 @@ def _pairs_in_time(
 
 
 def _pairs_by_name(images: Collection[str], depths: Collection[str]) -> list[tuple[str, str]]:
-    """The same name; where there is none the same first number, if no two have it in a folder."""
+    """The same name; where there is none the same first number, if no two have it in a folder.
+
+    Where times stand behind the numbers these count, because each camera counts its own frames.
+    """
+    if set(images) != set(depths) and (pairs := _pairs_by_counts_and_times(images, depths)):
+        return pairs
     for key in (str, _first_number):
         first, second = ({key(name): name for name in names} for names in (images, depths))
         pairs = [(first[name], second[name]) for name in first if name in second]
         if pairs and len(first) == len(images) and len(second) == len(depths):
             return pairs
     return []
+
+
+def _pairs_by_counts_and_times(
+    images: Iterable[str], depths: Iterable[str],
+) -> list[tuple[str, str]]:
+    """Pairs of names as 0000002-000000033369; none where a name is another, or is no time."""
+    pairs = []
+    first, second = (_by_folder(names) for names in (images, depths))
+    for folder in first:
+        times: list[dict[int, str]] = []
+        for names in (first[folder], second.get(folder, [])):
+            found = [re.fullmatch(r'(\d+)[-_](\d{6,})', name) for name in names]
+            numbers = sorted((int(match[1]), int(match[2]), name)
+                             for match, name in zip(found, names, strict=True) if match)
+            ordered = all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(numbers))
+            if not (numbers and ordered and len(numbers) == len(names)):
+                return []
+            times.append({time: f'{folder}{name}' for _, time, name in numbers})
+        stamps, others = map(list, times)
+        # Their unit is not known: an image and its depth are nearer than two images.
+        step = float(np.median(np.diff(stamps))) if len(stamps) > 1 else 0.0
+        pairs += [(times[0][stamps[i]], times[1][others[j]])
+                  for i, j in nearest_pairs(stamps, others, step / 2)]
+    return pairs
+
+
+def _by_folder(names: Iterable[str]) -> dict[str, list[str]]:
+    """Last parts of names by the folder before them, which ends with its slash."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder, slash, last = name.rpartition('/')
+        folders.setdefault(folder + slash, []).append(last)
+    return folders
 
 
 def _first_number(name: str) -> str:
@@ -245,6 +359,27 @@ def _each(
     return ((position, partial(frame, position)) for position in positions)
 
 
+def _next_step(path: Path) -> str:
+    """What makes a folder readable, as the beginning of a sentence; '' if nothing is known."""
+    entries = sorted(path.glob('*'))
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    if nested := [name for name in folders if _folders_in(path / name)]:
+        return f'Images with depth are in {", ".join(nested[:6])}: give the path of one. '
+    for entry in entries:
+        if entry.suffix.lower() in _VIDEOS and any('depth' in name.lower() for name in folders):
+            return (f'{entry} is a video. Make its frames pictures of the names that depth has: '
+                    f'ffmpeg -i {entry.name} -start_number 0 rgb/%06d.png. ')
+    packed = [entry.name for entry in entries if entry.suffix.lower() in _ARCHIVES]
+    if packed:
+        return f'It holds {", ".join(packed[:3])}: unpack them. '
+    if other := [file for file in path.glob('**/*') if file.suffix.lower() in _OTHER_MAPS]:
+        return f'{other[0]} is not read as depth: {_EXPORT}. '
+    if any('depth' in name.lower() for name in folders):
+        return (f'Its folders are {", ".join(folders[:6])}: rename that of the images to rgb, and '
+                'that of the depth to depth. ')
+    return ''
+
+
 def training_split(path: Path, options: Options) -> Recording:
     """Of a data set that `evaluation.datasets` knows, one sequence a scene.
 
@@ -255,15 +390,21 @@ def training_split(path: Path, options: Options) -> Recording:
     from ..evaluation.datasets import open_dataset
     from ..evaluation.errors import EvaluationError
     from ..evaluation.protocol import PROTOCOLS
+    if path.is_file() and path.suffix.lower() != '.mat' and (kind := kind_of(path)).name not in (
+            'hdf5', 'matlab'):
+        raise RecordingError(
+            f'{path} is {kind.sentence}. A single file may be a rosbag2 bag (.mcap, .db3) or '
+            'nyu_depth_v2_labeled.mat. Of an archive give the folder that is unpacked from it. Of '
+            f'a recording of another program (.svo, .oni, .sens, .r3d, .mkv) {_EXPORT}.')
     try:
         data = open_dataset(path).training()
     except EvaluationError as error:
         if files := files_mixed(path):
             return of_folder(path, files, options)
         raise RecordingError(
-            f'{path}: no recording. Expected a rosbag2 bag (a folder with metadata.yaml, .mcap, '
-            '.db3), a folder with images in rgb/ and depth maps of the same names in depth/, or '
-            f'depth in their names, or a data set: {error}') from error
+            f'{path}: no recording. {_next_step(path)}Expected a rosbag2 bag (a folder with '
+            'metadata.yaml, .mcap, .db3), a folder with images in rgb/ and depth maps of the same '
+            f'names in depth/, or depth in their names, or a data set: {error}') from error
     if data is None:
         raise RecordingError(f'{path}: this data set has no training split here, and the test '
                              'split must not be calibrated on.')
@@ -286,9 +427,8 @@ def training_split(path: Path, options: Options) -> Recording:
         except EvaluationError as error:
             raise ImageError('damaged', str(error)) from error
         camera, focal = options.camera, data.entries[position].focal
-        if camera is not None:
-            camera.check_size(rgb.shape[1], rgb.shape[0])
-        elif focal:
+        check_size(camera, *rgb.shape[:2], file='--camera-info')
+        if camera is None and focal:
             camera = CameraModel.pinhole(rgb.shape[1], rgb.shape[0], focal)
         return Frame(rgb, depth, camera, moments[position], image_digest(pair.rgb))
 

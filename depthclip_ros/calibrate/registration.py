@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,11 @@ REGISTER = (
 _ASPECT = 0.03  # by which aspect ratios of one view may differ: sizes are whole pixels
 _GRID = 12, 16  # rows and columns at which two cameras are compared
 _SAME_VIEW = 0.01  # of the image's width, by which their pixels may lie apart
+
+
+def is_registered(name: str) -> bool:
+    """Whether depth lies on the image's pixels by the name of its topic or folder."""
+    return re.search('(?i)(?<!un)(aligned|regist)', name) is not None
 
 
 @lru_cache(maxsize=1)
@@ -114,6 +120,30 @@ def unproject(depth: Float32, camera: CameraModel) -> NDArray[np.float64]:
     v, u = np.nonzero(np.isfinite(depth))
     points = camera.rays(u, v) * depth[v, u, None].astype(np.float64)
     return points[np.isfinite(points).all(axis=1)]
+
+
+def check_size(camera: CameraModel | None, height: int, width: int, *, file: str) -> None:
+    """Check that images have the size of their camera, if it is known.
+
+    Args:
+        camera: of the images.
+        height: of an image.
+        width: of it.
+        file: that its calibration was read from; '' for a camera_info.
+
+    Raises:
+        CameraInfoError: they have another ('size mismatch').
+
+    """
+    if camera is None or (width, height) == (camera.width, camera.height):
+        return
+    if not file:
+        camera.check_size(width, height)
+    raise CameraInfoError('size mismatch', (
+        f'{file} is for images of {camera.width}x{camera.height} pixels, and they have '
+        f'{width}x{height}. Give the calibration that belongs to them; where they were only '
+        'resized, multiply the first two rows of its matrices by the ratio, and correct the size.'
+    ))
 
 
 def camera_of_size(

@@ -69,14 +69,18 @@ def numbered_folder(folder: Path) -> Path:
 
     """
     names = chain([folder.name], (f'{folder.name}_{number}' for number in count(2)))
-    path = next(path for path in map(folder.with_name, names)
-                if not (path.exists() or path.is_symlink()))
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f'{path}: cannot be made: {error.strerror}. Choose another folder.'
-                          ) from error
-    return path
+    for path in map(folder.with_name, names):
+        if path.exists() or path.is_symlink():
+            continue
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # another process was faster, as where several begin at once
+            continue
+        except OSError as error:
+            raise ConfigError(f'{path}: cannot be made: {error.strerror}. Choose another folder.'
+                              ) from error
+        return path
+    raise AssertionError('numbers do not end')
 
 
 def printable(path: str | Path) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,42 @@ _EXPECTED = (
     'Needed is a file as camera_calibration writes it: image_width, image_height, camera_matrix: '
     '{data: [fx, 0, cx, 0, fy, cy, 0, 0, 1]}, distortion_model and distortion_coefficients: '
     '{data: […]}')
-
+# Files of other programs: how their text is known, what they are, and what to make of them.
+_PROGRAMS = (
+    (r'\A[\d.eE+\-,;\[\]\s]+\Z', (
+        'it holds numbers alone, as ScanNet, Stray Scanner and TUM have them: a camera matrix, or '
+        'fx, fy, cx, cy. Write them with the size of the images they are for')),
+    (r'^\d+ (SIMPLE_|FULL_)?(PINHOLE|RADIAL|OPENCV)', (
+        "it is COLMAP's, with size, focal lengths, principal point and distortion in one line. "
+        'PINHOLE has none; k1, k2, p1, p2 of OPENCV are plumb_bob')),
+    (r'^Camera1?\.fx', (
+        "it is ORB-SLAM's: Camera.fx, fy, cx, cy are of the camera matrix, Camera.k1, k2, p1, p2, "
+        'k3 are plumb_bob (of KannalaBrandt8, k1 to k4 are equidistant)')),
+    (r'opencv-matrix|\A%YAML:1\.0', (
+        "it is of OpenCV's FileStorage. Print its matrices with cv2.FileStorage(path, "
+        "cv2.FILE_STORAGE_READ).getNode('camera_matrix').mat(), and write them anew")),
+    (r'"CalibrationInformation"', (
+        'it is what an Azure Kinect stores, of its whole sensor and not in pixels. Take fx, fy, '
+        'cx, cy and the distortion for your mode from k4a_calibration_get_from_raw; they are '
+        'rational_polynomial, in the order k1, k2, p1, p2, k3, k4, k5, k6')),
+    (r'\bintrinsic_matrix\b', (
+        "it is Open3D's, whose intrinsic_matrix has its columns one after the other (fx, 0, 0, 0, "
+        'fy, 0, cx, cy, 1). Write its rows, and width and height as the size')),
+    (r'"w"\s*:[^\0]*"K"\s*:|"K"\s*:[^\0]*"w"\s*:', (
+        "it is Record3D's, whose K has its columns one after the other (fx, 0, 0, 0, fy, 0, cx, "
+        'cy, 1). Write its rows, and w and h as the size')),
+    (r'"fl_x"', (
+        "it is nerfstudio's: fl_x, fl_y, cx, cy are of the camera matrix, w and h the size, and "
+        'k1, k2, p1, p2 plumb_bob')),
+    (r'\bppx\b', (
+        "it is librealsense's: fx, fy, ppx, ppy are of the camera matrix, coeffs the distortion")),
+)
+# Entries of a camera_info that was printed, by their names in a file.
+_PRINTED = {'image_width': 'width', 'image_height': 'height', 'camera_matrix': 'k',
+            'distortion_coefficients': 'd', 'rectification_matrix': 'r', 'projection_matrix': 'p',
+            'distortion_model': 'distortion_model'}
+# Of the image's width, the least focal length: a fisheye of 220 degrees has 0.26.
+_LEAST_FOCAL = 0.05
 
 @dataclass(frozen=True)
 class CameraCalibration:
@@ -80,7 +116,8 @@ class CameraCalibration:
 
         As those of other programs it may call the model `camera_model` (without either name it is
         plumb_bob), leave out distortion, rectification and projection (none, the identity, and
-        the camera matrix), and have numbers without `data`.
+        the camera matrix), and have numbers without `data`. A camera_info as `ros2 topic echo`
+        prints it is read as well.
 
         Raises:
             CameraInfoError: missing or malformed file; says which entry, or which program's.
@@ -90,6 +127,7 @@ class CameraCalibration:
         plain = cls.pinhole(
             _pixels(path, entries, 'image_width'), _pixels(path, entries, 'image_height'),
             _numbers(path, entries, 'camera_matrix', 9))
+        _check_matrix(path, plain)
         model = entries.get('distortion_model') or entries.get('camera_model')
         return replace(
             plain, distortion_model=str(model or plain.distortion_model),
@@ -154,10 +192,9 @@ def _entries(path: str | Path) -> dict[Any, Any]:
     if '[image]' in text.split():
         raise _malformed(path, 'it is an .ini file, as Videre and older tools write it. Convert '
                          f'it: ros2 run camera_calibration_parsers convert {path} camera.yaml')
-    if 'opencv-matrix' in text or text.startswith('%YAML:1.0'):
-        raise _malformed(path, "it is of OpenCV's FileStorage. Print its matrices with "
-                         "cv2.FileStorage(path, cv2.FILE_STORAGE_READ).getNode('camera_matrix')"
-                         f'.mat(), and write them anew. {_EXPECTED}')
+    for known, what in _PROGRAMS:
+        if re.search(known, text, re.MULTILINE):
+            raise _malformed(path, f'{what}. {_EXPECTED}')
     try:
         entries = next(yaml.safe_load_all(text), None)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -166,11 +203,43 @@ def _entries(path: str | Path) -> dict[Any, Any]:
             '' if mark is None else f' (line {mark.line + 1})')) from error
     if not isinstance(entries, dict):
         raise _malformed(path, f'it holds {quoted(entries)}. {_EXPECTED}')
-    if any(isinstance(entry, dict) and 'intrinsics' in entry for entry in entries.values()):
-        raise _malformed(path, "it is Kalibr's camchain. Write of each camera a file: intrinsics "
-                         'are fx, fy, cx, cy, resolution the size, distortion_coeffs stay, and '
-                         f'radtan is plumb_bob, equi equidistant. {_EXPECTED}')
-    return entries
+    if any(isinstance(entry, dict) and 'intrinsics' in entry
+           for entry in (entries, *entries.values())):
+        raise _malformed(path, 'it is as Kalibr and EuRoC have it. Write of each camera a file: '
+                         'intrinsics are fx, fy, cx, cy, resolution the size, distortion_coeffs '
+                         'stay, and radtan is plumb_bob, equi equidistant. ' + _EXPECTED)
+    return _of_message(path, entries)
+
+
+def _of_message(path: str | Path, entries: dict[Any, Any]) -> dict[Any, Any]:
+    """A camera_info as `ros2 topic echo` or `rostopic echo` prints it, as entries of a file."""
+    fields = {str(name).lower(): value for name, value in entries.items()}
+    if not {'width', 'height', 'k', 'd'} <= fields.keys():
+        return entries
+    roi: Any = fields.get('roi')
+    window = [(roi if isinstance(roi, dict) else {}).get(name, 0)
+              for name in ('x_offset', 'y_offset', 'width', 'height')]
+    binned = any(fields.get(name, 0) not in (0, 1) for name in ('binning_x', 'binning_y'))
+    if binned or window not in ([0, 0, 0, 0], [0, 0, fields['width'], fields['height']]):
+        raise _malformed(path, 'it is a camera_info with binning or roi, and a file has none. '
+                         f'Write what is right for the images as they are. {_EXPECTED}')
+    return {name: fields[field] for name, field in _PRINTED.items() if field in fields}
+
+
+def _check_matrix(path: str | Path, camera: CameraCalibration) -> None:
+    """Refuse a camera matrix of another convention than OpenCV's, in pixels and row by row."""
+    (fx, _, cx), (_, fy, cy), last = np.reshape(camera.k, (3, 3)).tolist()
+    if last[:2] != [0, 0] and cx == cy == 0:
+        wrong = 'has its columns one after the other: transpose it'
+    elif min(fx, fy) < 0:
+        wrong = ('has a negative focal length, of axes that point up or to the left. Those of an '
+                 'image point right and down: if yours are not mirrored, give it as positive')
+    elif 0 < fx < _LEAST_FOCAL * camera.width:
+        wrong = ('has a focal length that no lens has. It should be in pixels, not in parts of '
+                 'the image or in millimetres')
+    else:
+        return
+    raise _malformed(path, f'camera_matrix is {quoted(list(camera.k))}, which {wrong}')
 
 
 def _pixels(path: str | Path, entries: dict[Any, Any], name: str) -> int:
