@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .backbone import ImageEncoder, PatchTransformer
 from .errors import ConfigError, WeightsError, did_you_mean, first_of, quoted, reason
+from .releases import OPEN_CLIP, UNTRAINED, WeightsInfo, file_digest, user_file
 from .state_dict import (
     Architecture,
     Log,
@@ -33,7 +34,6 @@ from .state_dict import (
     say_left_out,
     tensors_of,
 )
-from .weights import OPEN_CLIP, UNTRAINED, WeightsInfo, file_digest, user_file
 
 # Vision towers of timm's whose last attention or head can look at one position alone.
 _KNOWN_TRUNKS = ('VisionTransformer', 'ConvNeXt', 'FastVit')

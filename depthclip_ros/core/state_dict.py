@@ -24,8 +24,6 @@ from .formats import FileKind, kind_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .backbone import ImageEncoder
-
 Log = Callable[[str], None]
 TextEncoder = tuple[
     Callable[[list[str]], 'Tensor'], Callable[['Tensor'], 'Tensor'], int]
@@ -76,7 +74,7 @@ class OpenClipWeights(dict[str, 'Tensor']):
 
     architecture: Architecture  # of timm's networks width and patch are not known (0)
     normalization: tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation of RGB in [0, 1]
-    image_encoder: Callable[[], ImageEncoder]  # dense, of a vision tower that is no ResNet
+    image_encoder: Callable[[], Any]  # `backbone.ImageEncoder` of a vision tower but a ResNet
     text_encoder: Callable[[], TextEncoder]
 
 

@@ -29,8 +29,8 @@ from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
 from .errors import ConfigError, WeightsError, first_of, quoted
 from .projection import LOGIT_SCALE
+from .releases import OPEN_CLIP
 from .state_dict import Log, OpenClipWeights, TextEncoder
-from .weights import OPEN_CLIP
 
 ALIKE = 0.999  # cosine of words that a model cannot tell apart
 MOST_NAMED = 10  # words, or pairs of them, in a sentence
