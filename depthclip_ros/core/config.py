@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What DepthCLIP computes: every setting and its default, once.
+"""Settings of the depth computation, with their defaults, ranges and descriptions.
 
-How the node is fed and what it sends is `depthclip_ros.messages.config`; both are read from one
-ROS parameter file, by the node and by the offline tools alike.
+`depthclip_ros.messages.config` has the node's inputs and outputs. Node and offline tools read
+both from one ROS parameter file.
 """
 
 from __future__ import annotations
@@ -29,25 +29,24 @@ PAPER_TOKENS = (
     'giant', 'extremely close', 'close', 'not in distance', 'a little remote', 'far', 'unseen',
 )
 PAPER_BINS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
-# (height, width), as everywhere.
-Size = tuple[int, int]
-# Parts of the image's width, after which errors of depth around a point are alike by exp(-1/2).
+Size = tuple[int, int]  # (height, width), as everywhere
+# Image widths over which the correlation of depth errors around a point falls to exp(-1/2).
 ANCHOR_REACH = 0.15
 LEAST_BIN = 1e-3  # metres
-# Settings of earlier versions, and the one value of each that is left.
-FORMER = {'read_out': 'mean', 'smoothing': 0.0}
+# Removed settings, and the value of each that the code computes with now.
+REMOVED_SETTINGS = {'read_out': 'mean', 'smoothing': 0.0}
 
-_SOME = msgspec.Meta(min_length=1)  # ROS knows no type for a list without elements
-# Types of settings, by their annotations, and what a value must be.
+_NOT_EMPTY = msgspec.Meta(min_length=1)  # ROS knows no type for a list without elements
+# By a field's annotation: the type, and its name in messages.
 _TYPES: dict[str, tuple[Any, str]] = {
     'float': (float, 'a number'), 'int': (int, 'a whole number'), 'bool': (bool, 'true or false'),
     'str': (str, 'a text (quote it)'),
     'tuple[str, ...]': (
-        Annotated[tuple[str, ...], _SOME], 'a list of texts (quote them), one at least'),
+        Annotated[tuple[str, ...], _NOT_EMPTY], 'a list of texts (quote them), one at least'),
     'tuple[float, ...]': (
-        Annotated[tuple[float, ...], _SOME], 'a list of numbers, one at least')}
-# Paths as other programs take them, and what to do about each.
-_NO_PATHS = (
+        Annotated[tuple[float, ...], _NOT_EMPTY], 'a list of numbers, one at least')}
+# Patterns of texts that are no paths, and what is wrong with each.
+_PATH_FAULTS = (
     (r'\$[({]', 'was not replaced, as nothing in a parameter file is; write the path itself'),
     (r'(hf-hub|\w+:/)[:/]', 'is an address, no path; download the file, and give its path'))
 
@@ -57,9 +56,9 @@ def define(
     minimum: float | None = None, maximum: float | None = None, unit: str = '',
     reload: bool = True,
 ) -> Any:
-    """Make a dataclass field that carries its own documentation and range.
+    """Make a dataclass field that carries its documentation and range.
 
-    `reload` says that a change needs the model to be configured again.
+    `reload`: a change requires to configure the model again.
     """
     return field(default=default, metadata={
         'description': description, 'choices': choices, 'minimum': minimum, 'maximum': maximum,
@@ -68,7 +67,7 @@ def define(
 
 
 def describe(setting: dataclasses.Field[Any]) -> str:
-    """One sentence for a parameter descriptor or a table: meaning, unit, choices."""
+    """Compose a sentence for a parameter descriptor or a table: meaning, unit, choices."""
     text: str = setting.metadata['description']
     if setting.metadata['unit']:
         text += f' [{setting.metadata["unit"]}]'
@@ -79,17 +78,17 @@ def describe(setting: dataclasses.Field[Any]) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """What both configurations share: conversion, validation, replacement."""
+    """Base of the configurations: conversion, validation, replacement."""
 
     def __post_init__(self) -> None:
         """Convert every value to its field's type and check it."""
         for setting in dataclasses.fields(self):
             object.__setattr__(
-                self, setting.name, _checked(setting, getattr(self, setting.name)))
+                self, setting.name, _convert(setting, getattr(self, setting.name)))
         self._check()
 
     def _check(self) -> None:
-        """Check what concerns several fields at once."""
+        """Check the fields against each other; MismatchError if they do not fit."""
 
     @classmethod
     @functools.cache  # a node's start asks hundreds of times
@@ -105,9 +104,9 @@ class Settings:
             ConfigError: unknown key, wrong type, or a value out of range.
 
         """
-        unknown = [name for name in values if name not in cls.names()]
-        if unknown:
-            raise ConfigError(unknown_message(unknown, cls.names()))
+        undefined = [name for name in values if name not in cls.names()]
+        if undefined:
+            raise ConfigError(unknown_message(undefined, cls.names()))
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +122,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class DepthConfig(Settings):
-    """What DepthCLIP computes. The defaults are the node's; see `config/nyu_paper.yaml` for NYU.
+    """Settings of DepthCLIP. The defaults are the node's; see `config/nyu_paper.yaml` for NYU.
 
     Tokens, bins, template and temperature are the paper's (§4.2).
     """
@@ -241,22 +240,22 @@ class DepthConfig(Settings):
                 'bin per token.')
         if not self.has_scenes or self.scene_bins == (0.0,):
             return
-        wanted = len(self.scenes) * count
-        if len(self.scene_bins) != wanted:
+        expected = len(self.scenes) * count
+        if len(self.scene_bins) != expected:
             raise MismatchError(
                 f'scene_bins: {len(self.scene_bins)} numbers, but {len(self.scenes)} scenes '
-                f'of {count} tokens need {wanted}; give the bins of each scene one after the '
+                f'of {count} tokens need {expected}; give the bins of each scene one after the '
                 'other, or [0.0] for bins in all.')
         for scene, bins in zip(self.scenes, self.bins_of_scenes(), strict=True):
             _check_ascending(f'scene_bins of {quoted(scene)}', bins)
 
     @property
     def has_scenes(self) -> bool:
-        """Whether images are sorted into scenes."""
+        """Whether the settings sort images into scenes."""
         return self.scenes != ('',)
 
     def bins_of_scenes(self) -> tuple[tuple[float, ...], ...]:
-        """Bins of each scene, in metres."""
+        """Split `scene_bins` into the bins of each scene, in metres."""
         if self.scene_bins == (0.0,):
             return (self.bins,) * len(self.scenes)
         count = len(self.tokens)
@@ -269,7 +268,7 @@ class DepthConfig(Settings):
 
     @property
     def depth_span(self) -> tuple[float, float]:
-        """Least and greatest bin that depth can be a mean of, in metres."""
+        """Smallest and largest bin, of all scenes, in metres."""
         partitions = (self.bins, *(self.bins_of_scenes() if self.has_scenes else ()))
         return min(bins[0] for bins in partitions), max(bins[-1] for bins in partitions)
 
@@ -283,15 +282,15 @@ class DepthConfig(Settings):
             node_name: fully qualified or bare name of the node.
 
         Raises:
-            ConfigError: the file is missing or malformed, a setting in it is wrong, or one that
-                is not the core's is named almost as if it were.
+            ConfigError: the file is missing or malformed, a setting in it is invalid, or a name
+                resembles one of the core's.
 
         """
         values = read_parameters(path, node_name)
-        own = {name: value for name, value in values.items()
+        core_values = {name: value for name, value in values.items()
                if name in cls.names() or is_mistaken(name, value, cls.names())}
         try:
-            return cls.from_dict(own)
+            return cls.from_dict(core_values)
         except ConfigError as error:
             raise ConfigError(f'{path}: {error}') from error
 
@@ -302,50 +301,51 @@ def _check_ascending(name: str, bins: Sequence[float]) -> None:
                           f'{LEAST_BIN} m on; sort the bins, and the tokens with them.')
 
 
-def is_mistaken(name: str, value: object, known: Sequence[str]) -> bool:
-    """Whether what is no setting was meant as one: it is misspelt, or had an effect formerly."""
-    return bool(nearest(name, known)) or (name in FORMER and value != FORMER[name])
+def is_mistaken(name: str, value: object, valid_names: Sequence[str]) -> bool:
+    """Tell whether an undefined name was meant as a setting: misspelt, or removed."""
+    is_removed = name in REMOVED_SETTINGS and value != REMOVED_SETTINGS[name]
+    return is_removed or bool(nearest(name, valid_names))
 
 
-def unknown_message(unknown: Iterable[object], known: Sequence[str]) -> str:
-    """Say that settings do not exist, what was probably meant, and which there are."""
-    names = sorted(map(str, unknown))
+def unknown_message(undefined: Iterable[object], valid_names: Sequence[str]) -> str:
+    """Compose the message about undefined settings: the nearest valid names, and all of them."""
+    names = sorted(map(str, undefined))
     former = ''.join(
         f'{name} is no setting any more, since it made depth no better (docs/variants.md): '
-        f'remove it, and depth is as with {quoted(FORMER[name])}; '
-        for name in names if name in FORMER)
+        f'remove it, and depth is as with {quoted(REMOVED_SETTINGS[name])}; '
+        for name in names if name in REMOVED_SETTINGS)
     return (f'unknown setting{"s" if len(names) > 1 else ""} {quoted(", ".join(names))}; {former}'
-            f'{did_you_mean(names, known)}known are: {", ".join(known)}.')
+            f'{did_you_mean(names, valid_names)}known are: {", ".join(valid_names)}.')
 
 
-def _plain(value: Any) -> Any:
-    """Python's own numbers, texts and lists for NumPy's, PyTorch's, and paths."""
+def _to_builtin(value: Any) -> Any:
+    """Convert arrays, tensors and paths to Python's numbers, texts and lists."""
     if hasattr(value, 'tolist'):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_to_builtin(item) for item in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _checked(setting: dataclasses.Field[Any], value: Any) -> Any:
-    """Give a value its field's type; refuse what would have to be guessed, or is out of range."""
-    kind, wanted = _TYPES[str(setting.type)]
+def _convert(setting: dataclasses.Field[Any], value: Any) -> Any:
+    """Convert a value to its field's type; ConfigError if it is ambiguous or out of range."""
+    kind, expected = _TYPES[str(setting.type)]
     choices, low, high = (setting.metadata[key] for key in ('choices', 'minimum', 'maximum'))
     if isinstance(value, float) and str(value) in (choices or ()):
         value = str(value)  # ROS takes a nan or inf without quotes for a number
     try:
-        value = msgspec.convert(_plain(value), kind)
+        value = msgspec.convert(_to_builtin(value), kind)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise ConfigError(f'{setting.name}: {quoted(value)} is not {wanted}.') from error
+        raise ConfigError(f'{setting.name}: {quoted(value)} is not {expected}.') from error
     if choices and value not in choices:
         named = ', '.join(filter(None, choices))
         raise ConfigError(f'{setting.name}: {quoted(value)} is none of {named}.')
-    for pattern, wrong in _NO_PATHS if kind is str else ():
+    for pattern, fault in _PATH_FAULTS if kind is str else ():
         if re.match(pattern, value):
-            raise ConfigError(f'{setting.name}: {quoted(value)} {wrong}.')
+            raise ConfigError(f'{setting.name}: {quoted(value)} {fault}.')
     numbers = value if isinstance(value, tuple) else (value,)
     if low is not None and not all(low <= number <= high for number in numbers):  # nor is NaN
         unit = f' {setting.metadata["unit"]}' if setting.metadata['unit'] else ''
-        seen = quoted(list(value) if isinstance(value, tuple) else value)
-        raise ConfigError(f'{setting.name}: {seen}{unit} is outside {low} to {high}{unit}.')
+        text = quoted(list(value) if isinstance(value, tuple) else value)
+        raise ConfigError(f'{setting.name}: {text}{unit} is outside {low} to {high}{unit}.')
     return value
