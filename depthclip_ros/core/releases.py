@@ -19,7 +19,7 @@ from .state_dict import Architecture
 
 UNTRAINED = 'untrained'
 DEMO = 'demo'  # the small CLIP that comes with this package (docs/demo_model.md)
-OPEN_CLIP = 'open_clip:'  # what a backbone begins with that is one of open_clip's models
+OPEN_CLIP = 'open_clip:'  # prefix of a backbone that is one of open_clip's models
 _SUFFIXES = '.pt', '.pth', '.bin', '.ckpt', '.safetensors'
 
 
@@ -56,39 +56,41 @@ RELEASES: Mapping[str, Release] = {
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What the estimator runs on."""
+    """Identity of the weights that an estimator runs on."""
 
     name: str  # official name, 'demo', file name, 'untrained', or 'state dict'
-    source: str  # where it came from, in words
+    source: str  # path or origin, in words
     digest: str  # SHA-256 (hex) of the file, or of the tensors of a state dict
-    trained: bool = True  # False when the numbers are random, and with them the depth
+    trained: bool = True  # False if the numbers, and so the depth, are random
 
 
 def user_file(name: str | Path) -> Path:
-    """Whole path of a file as a user named it; whether it is there shows when it is read."""
+    """Absolute path of a file that a user named; it need not exist."""
     return Path(os.path.expanduser(name)).absolute()  # noqa: PTH111 (which raises)
 
 
 def file_digest(path: Path, release: Release | None = None) -> str:
-    """SHA-256 of a file, in hex; WeightsError if it is not the release that it should be."""
+    """Compute the SHA-256 of a file, in hex; WeightsError if it differs from the release's."""
     digest = hashlib.sha256()
     try:
         with files.open_regular(path) as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError as error:
-        listed = sorted(name for name in os.listdir(path) if name.endswith(_SUFFIXES)  # noqa: PTH208
-                        ) if os.path.isdir(path) else []  # noqa: PTH112 (which raises)
-        near = did_you_mean([path.name], list(RELEASES)).replace('did', 'Did')
-        remedy = f'one of the files in it ({", ".join(listed)})' if listed else (
+        candidates = sorted(
+            name for name in os.listdir(path) if name.endswith(_SUFFIXES)  # noqa: PTH208
+        ) if os.path.isdir(path) else []  # noqa: PTH112 (which raises)
+        suggestion = did_you_mean([path.name], list(RELEASES)).replace('did', 'Did')
+        remedy = f'one of the files in it ({", ".join(candidates)})' if candidates else (
             f'a file that user {os.geteuid()} can read (chmod a+r FILE, a+rx on its folders)'
             if os.path.exists(path) else 'a file')  # noqa: PTH110 (which raises)
         raise WeightsError(
-            f'{quoted(str(path), 200)}: cannot be read: {error.strerror}. {near}Give weights: '
-            f'{remedy}, or one of {", ".join(RELEASES)}, {DEMO!r} or {UNTRAINED!r}.') from error
-    found = digest.hexdigest()
-    if release is not None and found != release.sha256:
-        raise WeightsError(f'{path}: SHA-256 is {found}, expected {release.sha256}; the file is '
+            f'{quoted(str(path), 200)}: cannot be read: {error.strerror}. {suggestion}Give '
+            f'weights: {remedy}, or one of {", ".join(RELEASES)}, {DEMO!r} or {UNTRAINED!r}.'
+        ) from error
+    sha256 = digest.hexdigest()
+    if release is not None and sha256 != release.sha256:
+        raise WeightsError(f'{path}: SHA-256 is {sha256}, expected {release.sha256}; the file is '
                            'damaged or not the official one. Delete it and fetch it again, or '
                            'give it as weights: PATH if it is yours.')
-    return found
+    return sha256

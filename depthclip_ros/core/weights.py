@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP weights: where they come from, what they are, and whether they are what they should be."""
+"""CLIP weights: found, downloaded, read, and checked against their architecture and SHA-256."""
 
 from __future__ import annotations
 
@@ -35,43 +35,42 @@ from .state_dict import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-# With the names that other modules take from here.
 __all__ = [
     'DEMO', 'DEMO_FILE', 'DOWNLOAD_SERVER', 'RELEASES', 'UNTRAINED', 'Loaded', 'WeightsInfo',
     'cache_folder', 'fetch', 'file_digest', 'find', 'load', 'read_file',
 ]
 
 DEMO_FILE = Path(__file__).parents[1] / 'models' / 'demo.pt'
-_AT_ONCE = ('What runs at once is --weights demo (of the node: weights: demo), a small model of '
+_DEMO_HINT = ('What runs at once is --weights demo (of the node: weights: demo), a small model of '
             'rendered rooms.')
 DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
-# Widths of the attention heads of models that are not OpenAI's: So400m, ViT-H, -g, -bigG, -e.
-_OTHER_HEADS = 72, 80, 88, 104, 112
+# Widths of attention heads, as in So400m, ViT-H, -g, -bigG and -e; OpenAI's are 64 wide.
+_LARGE_HEAD_WIDTHS = 72, 80, 88, 104, 112
 
 Loaded = tuple[WeightsInfo, dict[str, 'Tensor']]
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Folder of weights and text features, which need not be there yet.
+    """Choose the folder of weights and text features, which need not exist yet.
 
-    The one given, else $DEPTHCLIP_CACHE, else depthclip_ros in $XDG_CACHE_HOME or in ~/.cache.
-    ConfigError if that can be no folder.
+    `cache_dir`, else $DEPTHCLIP_CACHE, else depthclip_ros in $XDG_CACHE_HOME or in ~/.cache.
+    ConfigError if no folder can have that name.
     """
-    chosen = cache_dir or os.environ.get('DEPTHCLIP_CACHE') or (
+    folder = cache_dir or os.environ.get('DEPTHCLIP_CACHE') or (
         f'{os.environ.get("XDG_CACHE_HOME") or "~/.cache"}/depthclip_ros')
     try:
-        path = files.user_path(chosen)
+        path = files.user_path(folder)
         if not (cache_dir or path.is_absolute()):
             raise NotADirectoryError(0, 'it is relative to wherever the process was started')
     except OSError as error:
         raise ConfigError(
-            f'{quoted(str(chosen))} cannot be the folder of the cache: {error.strerror}. Set '
+            f'{quoted(str(folder))} cannot be the folder of the cache: {error.strerror}. Set '
             'cache_dir or $DEPTHCLIP_CACHE to the whole path of a folder.') from error
     return path.absolute()
 
 
 def find(name: str, cache_dir: Path) -> Path | None:
-    """Path of an official model on this machine: our cache, then that of OpenAI's own loader."""
+    """Find an official model in our cache, then in that of OpenAI's loader; None if in neither."""
     file = RELEASES[name].file
     paths = cache_dir / 'weights' / file, Path(os.path.expanduser('~/.cache/clip')) / file  # noqa: PTH111
     return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
@@ -79,22 +78,21 @@ def find(name: str, cache_dir: Path) -> Path | None:
 
 def fetch(name: str, cache_dir: Path, log: Log = print, server: str = DOWNLOAD_SERVER, *,
           offline: bool = False) -> Path:
-    """Path of an official model, downloaded and verified if it is not on this machine.
+    """Find an official model, or download and verify it from SERVER/SHA256/FILE.
 
-    The server has it at SERVER/SHA256/FILE. WeightsError: unknown name, offline, no network, no
-    space, or a wrong checksum.
+    WeightsError: unknown name, offline, no network, no space, or a wrong checksum.
     """
     if name not in RELEASES:
         raise WeightsError(f'{quoted(name)} is no CLIP model; there are {", ".join(RELEASES)}.')
-    found, (file_name, sha256, _) = find(name, cache_dir), RELEASES[name]
-    if found:
-        return found
+    cached, (file_name, sha256, _) = find(name, cache_dir), RELEASES[name]
+    if cached:
+        return cached
     target, url = cache_dir / 'weights' / file_name, f'{server}/{sha256}/{file_name}'
     if offline:
         raise WeightsError(
             f'{name}: not in the cache ({target.parent}) and offline is set. Run '
             f"'depthclip fetch {name}' while there is a network, or give weights: PATH. "
-            f'{_AT_ONCE}')
+            f'{_DEMO_HINT}')
     from tqdm import tqdm  # only needed here; comes with clip
     log(f'Downloading {name} from {url}')
     digest = hashlib.sha256()
@@ -113,32 +111,32 @@ def fetch(name: str, cache_dir: Path, log: Log = print, server: str = DOWNLOAD_S
             f'{name}: cannot be fetched from {url} into {target.parent}: {error}. Try again; or '
             f"on a machine with a network run 'depthclip fetch {name}' and copy the file to that "
             'folder, or give weights: PATH; or set cache_dir or $DEPTHCLIP_CACHE to a folder that '
-            f'can be written and has room. {_AT_ONCE}') from error
+            f'can be written and has room. {_DEMO_HINT}') from error
     return target
 
 
 def _openai_name(backbone: str) -> str:
-    """A name as open_clip and Hugging Face spell it, as OpenAI does."""
+    """Convert open_clip's or Hugging Face's name of a model to OpenAI's spelling."""
     name = backbone.lower().rpartition('clip-')[2]
     return name.replace('base-patch', 'b/').replace('large-patch', 'l/')
 
 
 def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cache_dir: Path,
          log: Log = print, *, offline: bool = False) -> Loaded:
-    """Load CLIP weights from wherever they are.
+    """Load CLIP weights by name, from a file or from memory.
 
     Args:
         weights: official name, 'demo', file (state dict, safetensors, or OpenAI's own archive),
-            'untrained', a state dict, '' for the backbone's official weights, or what this has
-            returned, which is given back.
-        backbone: the architecture they must have; 'auto' takes any of OpenAI's layout.
-        cache_dir: where official weights are looked up and kept.
-        log: told what happens, in sentences.
+            'untrained', a state dict, '' for the backbone's official weights, or an earlier
+            result of this function, which it returns as it is.
+        backbone: the architecture they must have; 'auto' takes any in OpenAI's layout.
+        cache_dir: folder of official weights.
+        log: gets a sentence about each step.
         offline: forbid a download.
 
     Returns:
-        What was loaded, and the state dict in OpenAI's layout (or `OpenClipWeights`), on the CPU.
-        A state dict that was given is copied.
+        Their identity, and the state dict in OpenAI's layout (or `OpenClipWeights`) on the CPU,
+        a copy where `weights` is one.
 
     Raises:
         WeightsError: missing, corrupt, of another architecture, wrong checksum, not finite.
@@ -151,9 +149,9 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
         from . import open_clip  # and with it torch, which names and downloads do not need
         return open_clip.load(weights, backbone, log, offline=offline)
     if backbone != 'auto' and backbone not in RELEASES:
-        near = did_you_mean([_openai_name(backbone)], list(RELEASES))
-        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; {near}use auto, one of '
-                           f'{", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
+        suggestion = did_you_mean([_openai_name(backbone)], list(RELEASES))
+        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; {suggestion}use auto, one '
+                           f'of {", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
     if isinstance(weights, Mapping):
         import torch
         state_dict = {name: tensor.cpu().clone(memory_format=torch.contiguous_format)
@@ -169,24 +167,24 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
         if name in RELEASES:
             log(f'{name} is read from {path}, checksum verified.')
         info = WeightsInfo(name if name in (DEMO, *RELEASES) else path.name, str(path), digest)
-    found = architecture(state_dict, info.source)
+    shape = architecture(state_dict, info.source)
     if backbone not in ('auto', *(name for name, release in RELEASES.items()
-                                  if release.architecture == found)):
+                                  if release.architecture == shape)):
         raise WeightsError(
-            f"{info.source}: the weights' architecture is {found}, but backbone is '{backbone}'; "
+            f"{info.source}: the weights' architecture is {shape}, but backbone is '{backbone}'; "
             f'give other weights, or settings that fit (of {DEMO!r}: config/demo.yaml; backbone: '
             'auto takes what the weights hold).')
     if info.name != DEMO and info.trained and not _is_release(info.digest):
-        _check_guesses(found, info.source, log)
+        _check_assumptions(shape, info.source, log)
     return info, state_dict
 
 
 def read_file(
     path: Path, release: Release | None = None, log: Log = print,
 ) -> tuple[str, dict[str, Tensor]]:
-    """SHA-256 and state dict of a file in OpenAI's layout; WeightsError if it is something else.
+    """Read SHA-256 and state dict of a file in OpenAI's layout; WeightsError if it is not one.
 
-    `log` is told what is left out.
+    `log` gets the names of tensors that are left out.
     """
     digest = file_digest(path, release)
     data = read_data(path, is_release=_is_release(digest))
@@ -198,19 +196,19 @@ def _is_release(digest: str) -> bool:
     return any(digest == release.sha256 for release in RELEASES.values())
 
 
-def _check_guesses(shape: Architecture, source: str, log: Log) -> None:
-    """Say what is taken for granted of weights that are no release; refuse what is likely wrong.
+def _check_assumptions(shape: Architecture, source: str, log: Log) -> None:
+    """Log the assumptions about weights that are no release; refuse an unlikely architecture.
 
-    The width of an attention's heads and the activation are not in a state dict. All of OpenAI's
-    models have heads of 64 channels and QuickGELU, which open_clip's have only in part.
+    A state dict tells neither the width of the attention heads nor the activation. All of
+    OpenAI's models have heads of 64 channels and QuickGELU, but not all of open_clip's.
     """
     if shape.patch and shape.width not in {
-            each.architecture.width for each in RELEASES.values()} and any(
-            shape.width % head == 0 for head in _OTHER_HEADS):
+            release.architecture.width for release in RELEASES.values()} and any(
+            shape.width % head == 0 for head in _LARGE_HEAD_WIDTHS):
         raise WeightsError(
             f"{source}: its vision transformer is {shape.width} wide, which none of OpenAI's is, "
             'and the width of its attention heads is not in the file: 64, or '
-            f'{", ".join(map(str, _OTHER_HEADS))} as in larger models. Give backbone: '
+            f'{", ".join(map(str, _LARGE_HEAD_WIDTHS))} as in larger models. Give backbone: '
             f'{OPEN_CLIP}ARCHITECTURE/TAG, the model of open_clip that it is (docs/variants.md).')
     log(f"{source}: heads and activation are not in a state dict, and are taken to be OpenAI's: "
         'heads of 64 channels, QuickGELU. If open_clip trained these weights, give backbone: '
@@ -218,7 +216,7 @@ def _check_guesses(shape: Architecture, source: str, log: Log) -> None:
 
 
 def _untrained(backbone: str) -> Loaded:
-    """Random weights of an official shape, where no real ones can be had."""
+    """Make random weights of an official architecture, for tests without a download."""
     import torch
 
     from .clip_package import import_clip
