@@ -9,8 +9,8 @@ The correction is a factor without an offset, since points that span little dept
 laser scan, do not determine both. A Gaussian process interpolates the residuals around the points.
 
 The same points calibrate the standard deviation. Its inflation rises when more points than
-`MISS_RATE` lie outside the error bars, and falls when fewer do (adaptive conformal inference,
-Gibbs and Candès 2021): in the long run coverage at the points is right for any distribution of
+`MISS_RATE` are outside the error bars, and falls when fewer do (adaptive conformal inference,
+Gibbs and Candès 2021): over many images coverage at the points is right for any distribution of
 errors, and elsewhere as far as the points represent the image.
 """
 
@@ -345,11 +345,11 @@ def sample_patches(
         return place, place.astype(np.intp)
 
     h, w = patches.shape
-    (x, left), (y, top) = places(u, image[1], w), places(v, image[0], h)
-    right, below = np.minimum(left + 1, w - 1), np.minimum(top + 1, h - 1)
-    x, y = x - left, y - top
-    nearest = patches[np.where(y < 0.5, top, below), np.where(x < 0.5, left, right)]
-    corners = patches[[top, top, below, below], [left, right, left, right]]
+    (x, x0), (y, y0) = places(u, image[1], w), places(v, image[0], h)
+    x1, y1 = np.minimum(x0 + 1, w - 1), np.minimum(y0 + 1, h - 1)
+    x, y = x - x0, y - y0
+    nearest = patches[np.where(y < 0.5, y0, y1), np.where(x < 0.5, x0, x1)]
+    corners = patches[[y0, y0, y1, y1], [x0, x1, x0, x1]]
     finite = np.isfinite(corners)
     weights = finite * [(1.0 - x) * (1.0 - y), x * (1.0 - y), (1.0 - x) * y, x * y]
     with np.errstate(invalid='ignore'):

@@ -171,12 +171,7 @@ class Calibration:
             raise _damaged_error(str(path), error) from error
 
     def save(self, folder: Path, stem: str) -> Path:
-        """Write `stem.HASH.safetensors` into a folder, and return its path.
-
-        Raises:
-            OSError: the file cannot be written.
-
-        """
+        """Write `stem.HASH.safetensors` into a folder and return its path; may raise OSError."""
         path = folder / f'{stem}.{self.digest[:HASH_DIGITS]}{SUFFIX}'
         with atomic(path) as file:
             file.write(self._content)

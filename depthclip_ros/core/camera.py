@@ -180,9 +180,9 @@ class CameraModel:
         K and P are multiplied by the ratio of the sizes, without a half-pixel term, and D and R
         stay, as in image_proc's ResizeNode.
         """
-        scale = np.array([[width / self.width], [height / self.height], [1.0]])
-        return replace(self, width=width, height=height, K=_read_only(self.K * scale),
-                       P=_read_only(self.P * scale))
+        ratios = np.array([[width / self.width], [height / self.height], [1.0]])
+        return replace(self, width=width, height=height, K=_read_only(self.K * ratios),
+                       P=_read_only(self.P * ratios))
 
     def rays(self, u: ArrayLike, v: ArrayLike) -> Float64:
         """Compute the rays through pixels, without distortion.
@@ -246,12 +246,7 @@ class CameraModel:
         return float(focal * np.mean(pinhole_distances[valid] / distances[valid]))
 
     def _check_lens(self) -> list[Notice]:
-        """Notice pixels without a ray.
-
-        Raises:
-            CameraInfoError: no lens has such a distortion ('impossible lens').
-
-        """
+        """Notice pixels without a ray; CameraInfoError 'impossible lens' if too many have none."""
         factor = self.focal_length() * self.width / self.K[1, 1]
         fraction = float(np.mean(np.isnan(self.rays(*self.centres(*_FINE_GRID))[..., 0]))) \
             if self.distortion_model else 0.0

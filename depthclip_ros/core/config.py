@@ -32,7 +32,7 @@ PAPER_BINS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
 Size = tuple[int, int]  # (height, width), as everywhere
 # Image widths over which the correlation of depth errors around a point falls to exp(-1/2).
 ANCHOR_REACH = 0.15
-LEAST_BIN = 1e-3  # metres
+MIN_BIN = 1e-3  # metres
 # Removed settings, and the value of each that the code computes with now.
 REMOVED_SETTINGS = {'read_out': 'mean', 'smoothing': 0.0}
 
@@ -131,7 +131,7 @@ class DepthConfig(Settings):
         PAPER_TOKENS, 'Semantic distance classes, one per depth bin (paper §3.2)', reload=False)
     bins: tuple[float, ...] = define(
         PAPER_BINS, 'Depth of each token, ascending (paper §3.3, d in eq. 5)', unit='m',
-        minimum=LEAST_BIN, maximum=1e4, reload=False)
+        minimum=MIN_BIN, maximum=1e4, reload=False)
     templates: tuple[str, ...] = define(
         ('This object is {}',),
         'Sentences around a token, {} marks its place; their text features are averaged',
@@ -140,7 +140,7 @@ class DepthConfig(Settings):
         0.1, 'Softmax temperature: logits = 100 / temperature x similarity (paper §4.2)',
         minimum=1e-3, maximum=1e3, reload=False)
     backbone: str = define(
-        'RN50', 'CLIP architecture by its OpenAI name; auto: whatever the weights hold; or '
+        'RN50', "CLIP architecture by its OpenAI name; auto: the weights' architecture; or "
                 'open_clip:ARCHITECTURE/TAG (docs/variants.md)')
     features: str = define(
         'reference', "Dense image features: the official code's, MaskCLIP's, or the attention "
@@ -159,27 +159,27 @@ class DepthConfig(Settings):
                     'with aligned corners as the official code, or patch as the paper',
         choices=('centered', 'bilinear', 'patch'), reload=False)
     range_min: float = define(
-        0.0, 'Depth below this is not to be relied on, see out_of_range; 0: no limit', unit='m',
+        0.0, 'Smallest valid depth, see out_of_range; 0: no limit', unit='m',
         minimum=0.0, maximum=1000.0, reload=False)
     range_max: float = define(
-        0.0, 'Depth above this is not to be relied on, see out_of_range; 0: no limit', unit='m',
+        0.0, 'Largest valid depth, see out_of_range; 0: no limit', unit='m',
         minimum=0.0, maximum=1000.0, reload=False)
     out_of_range: str = define(
-        'nan', 'What stands for depth beyond range_min or range_max: that limit, NaN, or -Inf and '
-               '+Inf (REP-117)', choices=('clamp', 'nan', 'inf'), reload=False)
+        'nan', 'Value of depth beyond range_min or range_max: that limit, NaN, or -Inf and +Inf '
+               '(REP-117)', choices=('clamp', 'nan', 'inf'), reload=False)
     reference_focal: float = define(
         0.811, "Focal length to which the words' metres belong, in image widths (NYU's camera: "
-               '0.811): depth is multiplied by the own one over it where camera_info tells it; '
-               '0: never, as the paper', minimum=0.0, maximum=100.0, reload=False)
+               "0.811): depth is multiplied by camera_info's focal length over it; 0: never, as "
+               'the paper', minimum=0.0, maximum=100.0, reload=False)
     calibration: str = define(
         '', 'File that `depthclip calibrate` wrote (.safetensors): depth is corrected to that '
             "recording's, and gets error bars; no longer zero-shot; empty: none", reload=False)
     max_stddev: float = define(
-        0.0, 'Depth with a larger standard deviation becomes NaN, where a calibration tells it; '
-             '0: no limit', unit='m', minimum=0.0, maximum=1000.0, reload=False)
+        0.0, 'Depth with a larger standard deviation, by the calibration, becomes NaN; 0: no '
+             'limit', unit='m', minimum=0.0, maximum=1000.0, reload=False)
     scenes: tuple[str, ...] = define(
-        ('',), "Kinds of scene that an image is sorted into by words, each with bins of its own "
-               "(paper §5); '': none", reload=False)
+        ('',), "Kinds of scene, into which words classify images, each with its bins (paper §5); "
+               "'': none", reload=False)
     scene_templates: tuple[str, ...] = define(
         ('a photo of a {}',),
         'Sentences around a scene, {} marks its place; their text features are averaged',
@@ -191,12 +191,12 @@ class DepthConfig(Settings):
         (0.0,), 'Depth of each token in each scene, one scene after the other; 0 alone: bins in '
                 'all', unit='m', minimum=0.0, maximum=1e4, reload=False)
     scene_entropy: float = define(
-        0.9, 'Entropy of the probabilities of the scenes, as a part of the largest possible, '
-             'beyond which bins count more and more, and at 1 alone', minimum=0.0, maximum=1.0,
+        0.9, 'Normalised entropy of the probabilities of the scenes (1: uniform) above which the '
+             'weight of bins rises from 0, to 1 at an entropy of 1', minimum=0.0, maximum=1.0,
         reload=False)
     scene_memory: float = define(
-        0.8, "Part that the camera's images before have in the probabilities of the scenes; 0: "
-             'none', minimum=0.0, maximum=0.99, reload=False)
+        0.8, "Weight of the camera's previous images in the probabilities of the scenes",
+        minimum=0.0, maximum=0.99, reload=False)
     normalization: str = define(
         'imagenet', "Mean and deviation of the input: imagenet as the official code, or CLIP's; "
                     "open_clip's models have their own",
@@ -296,9 +296,9 @@ class DepthConfig(Settings):
 
 
 def _check_ascending(name: str, bins: Sequence[float]) -> None:
-    if bins[0] < LEAST_BIN or any(later <= earlier for earlier, later in pairwise(bins)):
+    if bins[0] < MIN_BIN or any(later <= earlier for earlier, later in pairwise(bins)):
         raise ConfigError(f'{name}: {quoted(list(bins), 200)} must ascend, from '
-                          f'{LEAST_BIN} m on; sort the bins, and the tokens with them.')
+                          f'{MIN_BIN} m on; sort the bins, and the tokens with them.')
 
 
 def is_mistaken(name: str, value: object, valid_names: Sequence[str]) -> bool:

@@ -161,10 +161,7 @@ def use_threads(count: int) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread, for results with the same bits on every machine.
-
-    It is a setting of the process: no other thread may compute meanwhile.
-    """
+    """Compute with one thread, for reproducible bits; a setting of the whole process."""
     previous = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -255,14 +252,11 @@ def install(
     encoder: ImageEncoder, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
     log: Callable[[str], None], source: str = 'the state dict', images: int = 1,
 ) -> str:
-    """Replace an encoder's trunk by the fastest engine that runs it; the head stays in float32.
+    """Replace an encoder's trunk by the fastest engine that runs it, and return its name.
 
-    Each engine is tried with a batch of `images` known images of `size` (height, width). `log`
-    gets the engines that fail; `source` names the weights in errors.
-
-    Returns:
-        Name of the engine, as above. EngineError if none runs; see also `check_finite`.
-
+    The head stays in float32. Each engine is tried with a batch of `images` known images of
+    `size` (height, width). `log` gets the engines that fail; `source` names the weights in errors.
+    EngineError if none runs; see also `check_finite`.
     """
     encoder.to(device)
     encoder.dtype = dtype
@@ -354,13 +348,9 @@ class GraphedTrunk(nn.Module):
     def __init__(
         self, trunk: nn.Module, example: Tensor, images: int = 1, cuda: Any = torch.cuda,
     ) -> None:
-        """Capture batches of `images` images of the example's size.
+        """Capture batches of `images` images of the example's size; EngineError as `capture`.
 
         `example` is (1, 3, H, W), on the trunk's device and in its number format.
-
-        Raises:
-            EngineError: a replay gives other features than the trunk.
-
         """
         super().__init__()
         self._trunk, self._example, self._cuda = trunk, example, cuda
@@ -392,9 +382,7 @@ class GraphedTrunk(nn.Module):
     def capture(self, count: int) -> None:
         """Capture batches of `count` images; if it raises, they run eagerly.
 
-        Raises:
-            EngineError: a replay gives other features than the trunk.
-
+        EngineError: a replay gives other features than the trunk.
         """
         cuda, stream, shape = self._cuda, self._stream, (count, *self._example.shape[1:])
         if torch.Size(shape) in self._graphs:

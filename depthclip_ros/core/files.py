@@ -25,11 +25,8 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file for an atomic write: `path` appears when the file is on the disk.
 
     Makes the folder. The data goes to a temporary file beside `path`, which any error removes;
-    the leftover of a killed process goes when the same file is written an hour later.
-
-    Raises:
-        OSError: the file cannot be written, e.g. the disk is full.
-
+    the leftover of a killed process goes when the same file is written an hour later. OSError: the
+    file cannot be written, e.g. the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f'.{path.name[:40]}.'  # below _NAME_LIMIT, whatever the name
@@ -51,9 +48,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 def check_new(files: Iterable[Path], option: str = '-o') -> None:
     """Refuse to overwrite files; `option` of the command line chooses another place.
 
-    Raises:
-        ConfigError: a file, folder or dangling link of that name exists.
-
+    ConfigError: a file, folder or dangling link of that name exists.
     """
     existing = [file for file in files if file.exists() or file.is_symlink()]
     if existing:
@@ -64,9 +59,7 @@ def check_new(files: Iterable[Path], option: str = '-o') -> None:
 def numbered_folder(folder: Path) -> Path:
     """Make a folder, with the first free number after its name if the name exists: NAME_2.
 
-    Raises:
-        ConfigError: the folder cannot be made.
-
+    ConfigError: the folder cannot be made.
     """
     names = chain([folder.name], (f'{folder.name}_{number}' for number in count(2)))
     path = next(path for path in map(folder.with_name, names)
@@ -120,12 +113,7 @@ def named_path(path: str, option: str = '-o') -> Path:
 
 
 def output_folder(path: str, option: str = '-o') -> Path:
-    """Make the folder for results, which `option` of the command line chooses.
-
-    Raises:
-        ConfigError: the folder cannot be written.
-
-    """
+    """Make the folder for results, which `option` chooses; ConfigError if it is not writable."""
     folder = named_path(path, option)
     try:
         folder.mkdir(parents=True, exist_ok=True)

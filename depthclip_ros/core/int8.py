@@ -174,10 +174,7 @@ def has_vnni() -> bool:
 def build(network: nn.Module, images: Sequence[Tensor]) -> bytes:
     """Build the model for `OnnxTrunk` from a float32 `FoldedResNet` and (1, 3, H, W) images.
 
-    Raises:
-        EngineError: the relative error of its features on the last image exceeds `TOLERANCE`, or
-            they are not finite.
-
+    EngineError: the relative error of its features on the last image exceeds `TOLERANCE`.
     """
     model = correct_biases(network, quantize(network, images), torch.cat([*images[:_BIAS_IMAGES]]))
     error = difference(OnnxTrunk(model)(images[-1]), network(images[-1]))

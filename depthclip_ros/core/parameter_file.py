@@ -35,12 +35,7 @@ _ERRORS = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 
 
 def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
-    """Merge the sections of a ROS parameter file that match a node.
-
-    Raises:
-        ConfigError: as `sections`; or no section matches.
-
-    """
+    """Merge the sections of a parameter file that match a node; ConfigError if none matches."""
     full_name, patterns = f'/{node_name.removeprefix("/")}', sections(path)
     matching = [parameters for name, parameters in patterns.items() if _matches(
         f'/{name.removeprefix("/")}', full_name)]
@@ -54,9 +49,7 @@ def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
 def sections(path: str | Path) -> dict[str, dict[str, Any]]:
     """Parse parameters by node pattern, in the file's order; a repeated pattern is merged.
 
-    Raises:
-        ConfigError: the file cannot be read, or rcl would not accept it.
-
+    ConfigError: the file cannot be read, or rcl would not accept it.
     """
     patterns: dict[str, dict[str, Any]] = {}
     try:

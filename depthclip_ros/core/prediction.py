@@ -89,16 +89,10 @@ class DepthPrediction:
         return math.floor((y + 0.5) / height * rows), math.floor((x + 0.5) / width * columns)
 
     def word_depths(self, config: DepthConfig) -> list[float]:
-        """Compute the depth of each of the K words in this image, by its scene and camera.
+        """Compute the depth in metres of each of the K words in this image.
 
-        A calibration does not change them, since it corrects the depth that follows from them.
-
-        Args:
-            config: the settings of the prediction.
-
-        Returns:
-            K depths in metres.
-
+        It depends on scene and camera, but on no calibration, which corrects the depth that
+        follows. `config` is that of the prediction.
         """
         bins, scene = float32(config.bins), self.scene
         if scene is not None:

@@ -46,9 +46,7 @@ class Preprocessor:
     def __call__(self, images: Sequence[Rgb], *, flip: bool = False) -> Tensor:
         """Make the batch (N, 3, height, width); with `flip`, the mirrored images follow.
 
-        Raises:
-            ImageError: an image has another shape or type.
-
+        ImageError: an image has another shape or type.
         """
         count, (height, width) = len(images), self.size
         pixels: Sequence[Tensor] | Tensor = [resize(image, self.size) for image in images]

@@ -26,14 +26,8 @@ def similarity_logits(
 ) -> Tensor:
     """Compute the logits: the similarity of every patch with every token (eq. 3), scaled.
 
-    Args:
-        image_features: (B, C, h, w) unit vectors; every n-th channel of one for `reference`.
-        text_features: (K, C) unit vectors.
-        temperature: softmax temperature of eq. 4.
-
-    Returns:
-        (B, K, h, w), 100 / temperature x similarity.
-
+    (B, C, h, w) unit vectors, or for `reference` every n-th channel of such, and (K, C) unit
+    vectors -> (B, K, h, w), 100 / temperature x similarity.
     """
     similarity = torch.einsum('bchw,kc->bkhw', LOGIT_SCALE * image_features, text_features)
     return similarity / temperature

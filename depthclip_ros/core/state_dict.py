@@ -215,9 +215,7 @@ def log_left_out(keys: list[Any], source: str, log: Log) -> None:
 def openai_tensors(loaded: Any, source: str, log: Log) -> dict[str, Tensor]:
     """Extract a checked state dict in OpenAI's layout; `log` gets the keys that CLIP lacks.
 
-    Raises:
-        WeightsError: the keys are another model's, or the values no weights.
-
+    WeightsError: the keys are another model's, or the values no weights.
     """
     tensors = tensors_of(loaded, source, log)
     if not {_STEM_KEY, 'ln_final.weight'} <= tensors.keys():

@@ -70,9 +70,7 @@ def focal_ratios(
 ) -> list[float]:
     """Compute the focal ratio of each image, by which its depth is multiplied.
 
-    Raises:
-        CameraInfoError: a camera is for another image size, or its image has no rays.
-
+    CameraInfoError: a camera is for another image size, or its image has no rays.
     """
     return [calibration.about.focal_ratio if calibration is not None and image.camera is None else
             focal_ratio(config.reference_focal, image.camera, image.size, config.input_size)

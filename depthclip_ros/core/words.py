@@ -114,12 +114,8 @@ def doubts(
     """Compose warnings about words, and their (K, C) features, that the model cannot tell apart.
 
     `weights` returns the tensors. Unless `thorough`, words outside of the vocabulary are searched
-    only if two words are alike, so that no tokenizer is loaded otherwise.
-
-    Raises:
-        ConfigError: two words have the same tokens.
-        WeightsError: the tokenizer cannot be imported.
-
+    only if two words are alike, so that no tokenizer is loaded otherwise. ConfigError: two words
+    have the same tokens. WeightsError: the tokenizer cannot be imported.
     """
     words, sentences = phrases.words, []
     pairs = np.argwhere(np.triu(features @ features.T, 1) > ALIKE)
@@ -251,14 +247,8 @@ class Scene:
 def scene_probabilities(image: Tensor, text: Tensor, temperature: float) -> Tensor:
     """Classify images zero-shot, as CLIP does, and average over the passes.
 
-    Args:
-        image: (passes, B, C) image embeddings, not normalised.
-        text: (S, C) unit vectors.
-        temperature: softmax temperature.
-
-    Returns:
-        (B, S), sums to 1 over S; uniform if an embedding is not finite.
-
+    (passes, B, C) image embeddings, not normalised, and (S, C) unit vectors -> (B, S), sums to 1
+    over S; uniform if an embedding is not finite.
     """
     cosine = normalize(image, dim=2) @ text.T
     probabilities = (LOGIT_SCALE / temperature * cosine).softmax(dim=2).mean(dim=0)
