@@ -279,7 +279,7 @@ class _Bag:
 
 
 def _topics_of(path: str | Path, options: Options) -> tuple[CameraTopics, BagTopic]:
-    """Find the topics of the camera and of measured depth; language depth is none."""
+    """Find the topics of the camera and of measured depth, which language depth is not."""
     with Bag(path) as bag:
         topics, language = bag.topics, language_depth_topics(bag)
     depth = topic_name(options.depth) if options.depth else ''

@@ -53,8 +53,8 @@ _PAIRS = (('a Kinect v1', 525.0, 585.0), ('an Orbbec Astra', 521.0, 573.0),
           ('a RealSense D435 at 1280x720', 920.0, 640.0))
 _PAIR_TOLERANCE = 0.04  # difference of the logarithms, two thirds of a step of `_ZOOMS`
 # Units of 16-bit files other than millimetres, per metre: of TUM, other SLAM data, Replica and
-# KITTI, tenths of millimetres, centimetres. Depth whose ratio to language depth is that of such a
-# unit, within 15 %, is taken to be in it.
+# KITTI, tenths of millimetres, centimetres. Depth is taken to be in such a unit if its ratio
+# to language depth differs from the unit's by less than 15 %.
 _COMMON_UNITS, _UNIT_TOLERANCE = (5000.0, 4000.0, 6553.5, 256.0, 10000.0, 100.0), math.log(1.15)
 _UNIT_REMEDY = ('Say what one stored unit is with --depth-unit (in metres: 0.001 for millimetres, '
                 '1 for metres); bags do not keep it.')

@@ -88,19 +88,10 @@ class _Errors:
             self._patch_depth * np.exp(logarithm).clip(*SPREADS))))
 
     def fit(self, frames: NDArray[np.bool_]) -> tuple[Float64, Float64]:
-        """Fit log error to frames: weights of the terms, and log factors by deciles of depth.
-
-        Args:
-            frames: (F,) mask.
-
-        Returns:
-            Weights (T,), and knots (2, N): log depth, and the logarithm of the factor there.
-
-        """
+        """Fit log error to some frames: weights (T,), knots (2, N) of a log factor by depth."""
         depth = self._depth[frames].ravel()
-        weights = _ridge_regression(
-            self._pixel_terms[frames].reshape(len(depth), -1),
-            np.log(self._error[frames].ravel() / depth + MIN_ERROR))
+        weights = _ridge(self._pixel_terms[frames].reshape(len(depth), -1),
+                         np.log(self._error[frames].ravel() / depth + MIN_ERROR))
         decile = np.searchsorted(
             np.quantile(depth, np.linspace(0, 1, DECILES + 1)[1:-1]), depth)
         centres = np.log([np.median(depth[decile == i]) for i in np.unique(decile)])
@@ -121,8 +112,8 @@ def _quantile(ratios: Iterable[Float64]) -> float:
     return float(max(1e-6, np.quantile(np.concatenate([*ratios]), COVERAGE)))
 
 
-def _ridge_regression(terms: Float64, target: Float64) -> Float64:
-    """Fit weights (T,) of terms (N, T), the first of which is constant, to a target (N,)."""
+def _ridge(terms: Float64, target: Float64) -> Float64:
+    """Fit weights of terms (N, T), the first constant, to a target (N,) by ridge regression."""
     mean, stddev = terms.mean(axis=0), terms.std(axis=0)
     divisor = np.where(stddev > 1e-6, stddev, np.inf)
     standardized = (terms - mean) / divisor

@@ -35,8 +35,7 @@ Float64 = NDArray[np.float64]
 # Largest ratio of rmse to a reference's that is a significant gain, that selects the full
 # correction (shrunk, it can lose but little), and that is claimed as an improvement.
 SIGNIFICANT_RATIO, FULL_RATIO, CLAIM_RATIO = 0.97, 0.995, 0.95
-# Least mean gain in standard errors over folds; least fraction of folds that the full correction
-# improves.
+# Least mean gain in standard errors over folds; fraction of folds that 'full' has to improve.
 MIN_STANDARD_ERRORS, MIN_FOLDS = 1.0, 0.5
 SHRINKAGES = (0.25, 0.5, 0.75, 1.0)  # from the simpler variant (0) to the full correction (1)
 # Principal components of the trunk's map, and patches from which they are estimated.
@@ -56,7 +55,7 @@ class FitResult:
     """Result of `fit`.
 
     Attributes:
-        calibration: to be saved; for the variant 'none' it holds the error bars alone.
+        calibration: to be saved; of the variant 'none' it has the error bars alone.
         variant: 'none', 'scale' or 'full'.
         improved: whether held-out blocks have at least 5 % less rmse than both one fitted scale
             and the mean map.
@@ -138,12 +137,9 @@ def fit(
 
 
 def cross_validate(problem: Problem) -> tuple[float, dict[str, Float64]]:
-    """Predict every fold by models of the other folds, and select the shrinkage.
+    """Select the shrinkage by cross-validation; return it with held-out log depth (F, passes, P).
 
-    Returns:
-        The shrinkage of the full correction toward the simpler variant, and held-out log depth
-        (F, passes, P) of every variant and control.
-
+    For every variant and control, models of the other folds predict each fold.
     """
     results = {'none': problem.base, **{
         name: np.empty(problem.base.shape) for name in ('mean map', 'scale', 'full')}}
@@ -174,9 +170,7 @@ def _improves(errors: Float64, reference: Float64) -> bool:
                 and gain.mean() >= MIN_STANDARD_ERRORS * standard_error)
 
 
-def select_variant(
-    errors: Mapping[str, Float64], shrinkage: float = 1.0,
-) -> tuple[str, bool, str]:
+def select_variant(errors: Mapping[str, Float64], shrinkage: float = 1) -> tuple[str, bool, str]:
     """Select the variant with the least held-out error that is significant.
 
     Args:
@@ -211,12 +205,7 @@ def select_variant(
 def correction_arrays(
     problem: Problem, variant: str, shrinkage: float, simple: str,
 ) -> dict[str, Float32]:
-    """Fit a variant to all frames; 'full' is shrunk toward the variant `simple`.
-
-    Returns:
-        The arrays of a `Calibration` that belong to the correction.
-
-    """
+    """Fit a variant to all frames; 'full' is shrunk toward the variant `simple`."""
     frames = np.arange(problem.count)
     log_scale, arrays = problem.log_scale(frames), no_kernel(problem.trunk[0].shape[1])
     bias = log_scale if variant == 'scale' or (variant == 'full' and simple == 'scale') else 0.0
@@ -290,7 +279,7 @@ def _tensor(values: NDArray[np.floating]) -> torch.Tensor:
 def _features(
     problem: Problem, frames: NDArray[np.intp], arrays: Mapping[str, torch.Tensor],
 ) -> torch.Tensor:
-    """Embed the patches of some frames: (F' passes P, E), what the kernel compares."""
+    """Embed the patches of some frames: (F' passes P, E) inputs of the kernel."""
     return torch.cat([
         look(project(_tensor(problem.trunk[i]), arrays['projection'], arrays['offset']),
              _tensor(problem.language[i].reshape(-1, *problem.grid)), _tensor(problem.rays[i]),

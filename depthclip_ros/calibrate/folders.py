@@ -81,15 +81,12 @@ class Files(NamedTuple):
 
 
 def files_beside(path: Path, *, registered: bool = True) -> Files | None:
-    """Find images and depth maps in two folders with common names, such as `rgb/` and `depth/`.
+    """Find images and depth maps in two folders such as `rgb/` and `depth/`; None without them.
 
     Args:
         path: of their parent folder.
         registered: of several folders of depth, prefer one whose name says registered; False
             prefers another, because the depth camera is given.
-
-    Returns:
-        None if there are no such folders.
 
     Raises:
         RecordingError: two files are of one frame, or a folder holds other files.

@@ -26,7 +26,7 @@ Float32 = NDArray[np.float32]
 
 #: A pause of more seconds and more median steps than these begins another sequence.
 PAUSE_SECONDS, PAUSE_STEPS = 2.0, 10
-#: From so many sequences on, each is a block; fewer are cut in time, into so many blocks.
+#: At least five sequences are blocks themselves; fewer are cut in time, into ten blocks.
 MIN_SEQUENCES, BLOCKS = 5, 10
 #: Depth maps of a recording from which the clipping of its sensor is detected.
 CLIPPING_FRAMES = 64

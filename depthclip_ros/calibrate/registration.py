@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Float32 = NDArray[np.float32]
 
-#: What to do where depth is not on the image's pixels.
+#: Remedy for depth that is not on the image's pixels.
 REGISTER = (
     'Record depth that is registered to the image (aligned_depth_to_color), or say which camera '
     'measured it: in a bag by its camera_info and /tf_static, in a folder by depth_camera.yaml, '

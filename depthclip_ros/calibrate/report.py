@@ -38,7 +38,7 @@ def contents(
 
     Args:
         result: of `fit`.
-        recording: of which every frame has been read.
+        recording: after `fit` has read its frames.
         views: number of clearly different views.
         network: weights, device and precision.
         warnings: doubts about the recording, and reasons to refuse it that --anyway overruled.
@@ -88,14 +88,7 @@ def draw_examples(
     examples: Sequence[tuple[NDArray[np.uint8], Sequence[NDArray[np.float32]]]], scale: Scale,
     width: int = 240,
 ) -> bytes:
-    """Draw one row per example: image, depth before, after and measured, colour scale; as PNG.
-
-    Args:
-        examples: image (H, W, 3) RGB, and three depth maps in metres.
-        scale: colour scale of depth.
-        width: of each picture, in pixels.
-
-    """
+    """Draw a PNG with one row per example: image; depth before, after and measured; its scale."""
     rows = []
     for rgb, depths in examples:
         size = width, max(1, round(width * rgb.shape[0] / rgb.shape[1]))

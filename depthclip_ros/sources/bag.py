@@ -28,7 +28,7 @@ NANOSECONDS = 10 ** 9
 # Of a bag's files; '.zstd' marks a file that is compressed as a whole.
 SUFFIXES = ('.mcap', '.db3', '.mcap.zstd', '.db3.zstd')
 TOPICS_KEY = 'depthclip_topics'  # in a bag's metadata: the topics that `depthclip bag` wrote
-# What the node publishes, relative to its namespace; only this package has the last one.
+# Topics of the node, relative to its namespace; no other package publishes the last one.
 LANGUAGE_TOPICS = (
     'depth/image', 'depth/image/compressedDepth', 'depth/camera_info', 'points',
     'depth/image_color', 'depth/spread', 'depth/stddev', 'depth/scale', 'scene', 'depth/words')

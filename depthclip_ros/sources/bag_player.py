@@ -282,7 +282,7 @@ def recorded_qos(bag: Bag, topic: str) -> QoSProfile:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of `bag_player`."""
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog='bag_player',
         description='Play a rosbag2 bag (mcap or sqlite3) into ROS, bytes and stamps unchanged. '
@@ -298,17 +298,17 @@ def parser() -> argparse.ArgumentParser:
     add('--topics', nargs='+', default=[], metavar='TOPIC', help='play these only')
     add('--wait-for', nargs='+', default=[], metavar='TOPIC',
         help='begin when each of these has a subscriber (two, where it is given twice) that has '
-        'found the player')
+        'discovered the player')
     add('--wait-for-node', default='', metavar='NAME',
         help='of --wait-for count the subscriptions of this depth_node only, such as '
         '/robot/depth_node; a replay of which it answers no image ends with exit code 1')
     add('--settle', type=not_negative, default=0.0, metavar='SECONDS',
-        help='and when no further node has come for so long: they have found one another, too')
+        help='and when no new node has come for so long, by when they have discovered each other')
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the executable `bag_player`; returns the exit status."""
+    """Run the executable `bag_player`; returns the exit status."""
     arguments, ros_arguments = split_arguments(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(arguments)
     if options.wait_for_node and not options.wait_for:

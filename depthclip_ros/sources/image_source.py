@@ -160,12 +160,9 @@ def parser() -> argparse.ArgumentParser:
 def open_source(
     options: argparse.Namespace, skip: Callable[[ImageError], None], notes: Notes,
 ) -> Iterator[Picture]:
-    """Open the pictures of the command line.
+    """Open the pictures of the command line; `skip` receives the errors of unreadable files.
 
-    Args:
-        options: of `parser()`.
-        skip: called with the error of each unreadable file.
-        notes: receives notices on peculiar pictures.
+    `notes` receives notices on peculiar pictures.
 
     Raises:
         ImageError: a file or folder is missing.

@@ -193,8 +193,7 @@ def transform(header: Header, parent: str, pose: NDArray[np.float64]) -> Transfo
     rotation = dict(zip('xyzw', quaternion(pose[:3, :3]), strict=True))
     return TransformStamped(
         header=Header(stamp=header.stamp, frame_id=parent), child_frame_id=header.frame_id,
-        transform=Transform(
-            translation=Vector3(**translation), rotation=Quaternion(**rotation)))
+        transform=Transform(translation=Vector3(**translation), rotation=Quaternion(**rotation)))
 
 
 def main(args: Sequence[str] | None = None) -> int:
