@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -55,12 +56,31 @@ def add_options(parser: Any, options: Sequence[Argument | Group]) -> None:
             add_options(parser.add_mutually_exclusive_group(), part.options)
 
 
+# Paths -------------------------------------------------------------------------------------------
+
+
+def path(text: str) -> Path:
+    """Read a path; the ~ of --option=~/NAME, which shells leave as it is, is the home folder."""
+    from .core.files import user_path  # late: the package of the core needs more than Python
+    try:
+        return user_path(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f'{text!r}: {error.strerror}') from error
+
+
+def path_or_name(text: str) -> str:
+    """Read a path, or a name of something else, as text."""
+    return str(path(text)) if text.startswith('~') else text
+
+
 # What both programs have -------------------------------------------------------------------------
 
 MODEL = (
-    option('--config', metavar='YAML', help='ROS parameter file (default: built in)'),
-    text('--weights', 'NAME_OR_FILE', "official name, file, 'demo' (for rendered rooms), or "
-         "'untrained' (meaningless depth)"),
+    option('--config', metavar='YAML', type=path_or_name,
+           help='ROS parameter file (default: built in)'),
+    option('--weights', default='', metavar='NAME_OR_FILE', type=path_or_name,
+           help="official name, file, 'demo' (for rendered rooms), or 'untrained' (meaningless "
+           'depth)'),
     text('--device', 'DEVICE', 'auto, cpu, cuda or cuda:N'),
 )
 # Of depth, by names that OpenCV and matplotlib have. Equal steps look equal in the first.

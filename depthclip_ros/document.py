@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +132,24 @@ def to_terminal(blocks: Sequence[Block]) -> str:
             parts.append(textwrap.fill(text, width) if width else text)
         elif isinstance(block, Table):
             lines = [block.header, *block.rows]
-            widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+            widths = [max(map(cells_of, column)) for column in zip(*lines, strict=True)]
             parts.append('\n'.join('  '.join(
-                text.ljust(width) if i in block.texts else text.rjust(width)
+                padded(text, width, left=i in block.texts)
                 for i, (text, width) in enumerate(zip(cells, widths, strict=True))).rstrip()
                 for cells in lines))
     return '\n\n'.join(parts) + '\n'
+
+
+def cells_of(text: str) -> int:
+    """Columns of a terminal that a text takes: two a letter of East Asia, none an accent."""
+    return sum(0 if unicodedata.combining(c) else
+               2 if unicodedata.east_asian_width(c) in 'WF' else 1 for c in text)
+
+
+def padded(text: str, width: int, *, left: bool = True) -> str:
+    """A text with spaces behind it, or before it, that takes so many columns of a terminal."""
+    spaces = ' ' * (width - cells_of(text))
+    return text + spaces if left else spaces + text
 
 
 _LATEX = {

@@ -20,6 +20,8 @@ from depthclip_ros.arguments import (
     add_options,
     check_command,
     option,
+    path,
+    path_or_name,
     positive,
     switch,
 )
@@ -76,7 +78,7 @@ def _export(given: list[str]) -> None:
         'of what came after it read it: 1000 a metre for NYU (whole images), 256 for KITTI '
         '(benchmark crop), in FOLDER/raw.')
     add_options(parser, DATA_AND_MODEL)
-    parser.add_argument('-o', '--output', type=Path, required=True, metavar='FOLDER',
+    parser.add_argument('-o', '--output', type=path, required=True, metavar='FOLDER',
                         help='to write to; nothing is overwritten, and what the same command has '
                         'begun is continued')
     chosen = parser.parse_args(given[1:])
@@ -89,7 +91,7 @@ def _compare(given: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog=f'{PROGRAM} compare',
         description='Two finished runs on the same images, with intervals of the difference.')
-    parser.add_argument('run', type=Path, nargs=2, help='results folder')
+    parser.add_argument('run', type=path, nargs=2, help='results folder')
     from .compare import compare
     print(compare(*parser.parse_args(given[1:]).run))
 
@@ -99,8 +101,8 @@ def _extract(given: list[str]) -> None:
         prog=f'{PROGRAM} extract',
         description='Write the official folders (JPEG images, depth in millimetres) from the .mat '
         'file, as the official script does.')
-    parser.add_argument('mat', type=Path, help='nyu_depth_v2_labeled.mat')
-    parser.add_argument('folder', type=Path, help='where official_splits/ is made')
+    parser.add_argument('mat', type=path, help='nyu_depth_v2_labeled.mat')
+    parser.add_argument('folder', type=path, help='where official_splits/ is made')
     chosen = parser.parse_args(given[1:])
     from depthclip_ros.evaluation.datasets.nyu import extract
     root = extract(chosen.mat, chosen.folder).parent
@@ -126,12 +128,12 @@ def _alignment(text: str) -> str:
 
 DATA_AND_MODEL = (
     Group('data', (
-        option('--data', type=Path, required=True, metavar='PATH',
+        option('--data', type=path, required=True, metavar='PATH',
                help="nyu_depth_v2_labeled.mat, or a folder: official_splits, Kaggle's nyu2_test, "
                'KITTI raw data'),
-        option('--list', type=Path, metavar='FILE',
+        option('--list', type=path, metavar='FILE',
                help='list of the pairs (default: the one beside, else all)'),
-        option('--ground-truth', type=Path, metavar='FOLDER',
+        option('--ground-truth', type=path, metavar='FOLDER',
                help='KITTI: folder of the annotated depth'),
         switch('--inpainted', 'score on the in-painted depth of the .mat (default: raw)'),
         option('--protocol', choices=PROTOCOLS, default='',
@@ -154,7 +156,7 @@ MEASURES = (
     )),
     Group('beside it', (
         option('--predictions', action='append', default=[], metavar='NAME=PATH',
-               type=_named(lambda path: Path(path).expanduser()),
+               type=_named(path),
                help="another program's depth of the same images: a folder of PNG of 16 bits, "
                '.npy, .npz, .pfm or TIFF, or one array of all; may be repeated'),
         option('--prediction-scale', action='append', default=[], metavar='[NAME=]N',
@@ -164,13 +166,13 @@ MEASURES = (
                type=_named(_alignment),
                help="fit a prediction to each image's true depth before it is scored: "
                f'{", ".join(ALIGNMENTS)} (default: none); its row says so'),
-        option('--calibration', action='append', default=[], type=Path, metavar='FILE',
+        option('--calibration', action='append', default=[], type=path, metavar='FILE',
                help="row of the method as 'depthclip calibrate' corrects it; may be repeated"),
     )),
     Group('run', (
-        option('--output', type=Path, default=Path('results'), metavar='FOLDER',
+        option('--output', type=path, default=Path('results'), metavar='FOLDER',
                help='a dated folder and the link latest are made in it (default: results)'),
-        option('--resume', nargs='?', const='', metavar='FOLDER',
+        option('--resume', nargs='?', const='', metavar='FOLDER', type=path_or_name,
                help='continue an interrupted run (default: the latest)'),
     )),
 )
@@ -255,8 +257,12 @@ def settings(options: argparse.Namespace) -> tuple[DepthConfig, dict[str, Any]]:
 # The answer --------------------------------------------------------------------------------------
 
 
+_NAME = 38  # columns of a name, at least
+
+
 def answer(summary: Summary) -> str:
     """The short answer; the long one is in the folder."""
+    from depthclip_ros.document import cells_of, padded
     from depthclip_ros.evaluation.datasets.base import NYU
     from depthclip_ros.evaluation.metrics import PAPER_METRICS, SYMBOLS
 
@@ -270,14 +276,15 @@ def answer(summary: Summary) -> str:
         blocks['published'] = {
             f'{row.name} (published)': row.metrics for row in summary.paper
             if row.group not in ('2', '3') and row.name.startswith('DepthCLIP')}
-    header = f'{"":40}' + ''.join(f'{SYMBOLS[m]:>9}' for m in PAPER_METRICS)
+    width = max(_NAME, *(cells_of(name) for rows in blocks.values() for name in rows))
+    header = ' ' * (width + 2) + ''.join(f'{SYMBOLS[m]:>9}' for m in PAPER_METRICS)
     lines = [
         (f'{summary.rows[0].name} with the weights {summary.weights.name} on '
         f'{data.origin or "images of unknown origin"}, {data.split}'),
         header]
     for group, rows in blocks.items():
         lines += ['-' * len(header), *(
-            f'{">" if group == "method" else " "} {name:38}'
+            f'{">" if group == "method" else " "} {padded(name, width)}'
             + ''.join(f'{metrics[m]:9.3f}' for m in PAPER_METRICS)
             for name, metrics in rows.items())]
     lines += ['', *textwrap.wrap(summary.verdict.text, min(

@@ -338,7 +338,7 @@ def training_mean(
 ) -> tuple[NDArray[np.float32] | None, float]:
     """Means of the valid depth of a training split, if there is one: (H, W) metres, and of all.
 
-    Where no image has valid depth, the map has the mean of all.
+    Where no image has valid depth, the map has the mean of all; there is none if there is none.
     """
     if training is None:
         return None, 0.0
@@ -348,7 +348,9 @@ def training_mean(
         valid = ~np.isnan(truth)
         total += np.where(valid, truth, 0)
         count += valid
-    mean = float(total.sum() / max(count.sum(), 1))
+    if not count.any():
+        return None, 0.0
+    mean = float(total.sum() / count.sum())
     return np.where(count > 0, total / np.maximum(count, 1), mean).astype(np.float32), mean
 
 

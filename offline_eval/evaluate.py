@@ -92,9 +92,10 @@ def evaluate(options: Options) -> tuple[Path, Results]:
     started = time.perf_counter()
     dataset, protocol = open_data(options)
     continued = _continued(options)
+    training = _training(dataset)
     others = _others(options, dataset, protocol)
     estimator, reference = load_model(options, protocol)
-    chosen = _contenders(options, dataset, protocol, estimator, reference, others)
+    chosen = _contenders(options, dataset, training, protocol, estimator, reference, others)
     text = encode(chosen, estimator)
     chosen = without_failed_controls(chosen, text)
     scorer = Scorer(dataset, protocol, estimator, chosen, text)
@@ -139,6 +140,18 @@ def open_data(options: Options) -> tuple[Dataset, Protocol]:
     for warning in dataset.warnings:
         _say(f'WARNING: {warning}')
     return dataset, protocol
+
+
+def _training(dataset: Dataset) -> Dataset | None:
+    """Open the training split, if there is one; its depth may be stored in another unit."""
+    training = dataset.training()
+    if training is not None:
+        training.check_unit()
+        warnings = tuple(text for text in training.warnings if text not in dataset.warnings)
+        for warning in warnings:
+            _say(f'WARNING: {warning}')
+        dataset.warnings += warnings
+    return training
 
 
 def load_model(options: Options, protocol: Protocol) -> tuple[DepthEstimator, float]:
@@ -198,8 +211,8 @@ def _others(
 
 
 def _contenders(
-    options: Options, dataset: Dataset, protocol: Protocol, estimator: DepthEstimator,
-    reference: float, others: Sequence[Contender],
+    options: Options, dataset: Dataset, training: Dataset | None, protocol: Protocol,
+    estimator: DepthEstimator, reference: float, others: Sequence[Contender],
 ) -> list[Contender]:
     """All of them, the method first; rows that the user adds have names of their own."""
     focals = sorted({entry.focal / protocol.size[1] for entry in dataset.entries if entry.focal})
@@ -210,8 +223,13 @@ def _contenders(
              f'images is not known (such as {unknown[0]}). Give a list whose third column holds '
              'it, in pixels.')
     own = method_and_variants(estimator.config, options.tables, 0.0 if unknown else reference)
-    controls = baselines(estimator.config, *training_mean(dataset.training(), protocol),
-                         protocol.max_depth, len(dataset))
+    mean_map, mean = training_mean(training, protocol)
+    if training is not None and mean_map is None:
+        warning = (f'{training.path}: no image of the training split has valid depth; there are '
+                   'no rows of its mean.')
+        _say(f'WARNING: {warning}')
+        dataset.warnings += (warning,)
+    controls = baselines(estimator.config, mean_map, mean, protocol.max_depth, len(dataset))
     taken = [BEST_CONSTANT, *(c.name for c in (*own, *controls))]
     for contender in (*calibrations, *others):
         if contender.name in taken:

@@ -39,6 +39,11 @@ ALIGNMENTS: Mapping[str, str] = {
 }
 # Of these, a stored 0 is a value; of the others it says that there is no depth.
 _AFFINE = frozenset({'lstsq', 'disparity'})
+# In order, depth is more like its own image's truth than like nearly all others'; by chance, than
+# like half of them, and of eight images seldom than like more than so many.
+_BY_CHANCE = 0.7
+_LEAST_MAPS = 4  # of fewer, chance says anything
+_ONE_VIEW = 0.9  # truths that are so alike are of one view, whose order is no matter
 _SAME_SHAPE = 0.01  # aspect ratios that differ by less are one
 # Of the image's aspect ratio, and yet a part of it: FCRN's and CSPN's crop, and at full size.
 _PARTS = ((228, 304), (456, 608))
@@ -113,15 +118,17 @@ def foreign(
     def depth(position: int) -> Metres:
         return metres_of(numbers_of(files[position], scale) if stack is None else stack[position],
                          per_metre, align)
-    pairs = []
+    maps, pairs = [], []
     for position in dataset.probes():
         whole = dataset.read_truth(position)
         truth = protocol.truth(whole)
         predicted = _placed(depth(position), whole.shape, protocol, files[position])
-        known = ~np.isnan(truth) & np.isfinite(predicted) & ((predicted > 0) | (align in _AFFINE))
-        if known.any():
-            pairs.append((predicted[known].astype(np.float64), truth[known].astype(np.float64)))
+        has_depth = np.isfinite(predicted) & ((predicted > 0) | (align in _AFFINE))
+        maps.append((np.where(has_depth, predicted, np.float32(np.nan)), truth))
+        if (pair := _known(*maps[-1]))[0].size:
+            pairs.append(pair)
     dataset.warnings += _doubts(pairs, where, per_metre, align, dataset, is_given=scale > 0)
+    dataset.warnings += _out_of_order(maps, where, align)
     digest = hashlib.sha256()  # a run is continued with the same files only
     for file in dict.fromkeys(files):
         digest.update(file.read_bytes())
@@ -244,8 +251,7 @@ def _doubts(
     if not pairs:
         return ()
     sign = -1 if align == 'disparity' else 1
-    correlations = sign * np.array([
-        np.corrcoef(p, y)[0, 1] if p.std() * y.std() else 0.0 for p, y in pairs])
+    correlations = sign * np.array([_correlation(p, y) for p, y in pairs])
     correlation = float(np.median(correlations))
     if np.mean(correlations < (0.0 if align in _AFFINE else -0.5)) > 0.5:
         what, other = ('rises', 'lstsq') if sign < 0 else ('falls', 'disparity')
@@ -275,6 +281,45 @@ def _doubts(
     unlike = (f'{where}: correlates with the true depth by {correlation:.2f} only. Are the images '
               'upright, and in this order?')
     return (unlike,) if correlation < 0.2 else ()
+
+
+def _out_of_order(
+    maps: Sequence[tuple[Metres, Metres]], where: str, align: str,
+) -> tuple[str, ...]:
+    """What is doubtful where predictions are as like other images' truth as their own.
+
+    Rooms are alike: depth of another one correlates, too, and only by the order it is noticed.
+
+    Args:
+        maps: predicted and true depth (H, W) of a few images, NaN where it is not known.
+        where: they are from.
+        align: what is done to them.
+
+    """
+    sign, count = -1 if align == 'disparity' else 1, len(maps)
+    of_truth = np.array([[_correlation(*_known(a, b)) for _, b in maps] for _, a in maps])
+    other = ~np.eye(count, dtype=bool)
+    if count < _LEAST_MAPS or np.median(of_truth[other]) > _ONE_VIEW:
+        return ()
+    fits = sign * np.array([[_correlation(*_known(p, y)) for _, y in maps] for p, _ in maps])
+    # Of a tie, as with a constant, half counts.
+    better = np.mean((np.sign(np.diag(fits)[:, None] - fits)[other] + 1) / 2)
+    doubt = (f'{where}: is more like the true depth of its own image than like that of another in '
+             f'{100 * better:.0f} % of the cases only (correlations of {count} images; 50 % is '
+             'chance). Is it in the order of the images?')
+    return () if better > _BY_CHANCE else (doubt,)
+
+
+def _known(
+    p: Metres, y: Metres,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n,) of two maps where both are known."""
+    known = ~(np.isnan(p) | np.isnan(y))
+    return p[known].astype(np.float64), y[known].astype(np.float64)
+
+
+def _correlation(p: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    return float(np.corrcoef(p, y)[0, 1]) if p.size and p.std() * y.std() else 0.0
 
 
 def read(

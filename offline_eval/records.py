@@ -100,18 +100,25 @@ def layout(contenders: int, grid: tuple[int, int]) -> np.dtype[Any]:
 
 def save_record(folder: Path, record: NDArray[Any]) -> None:
     """Keep the (1,) record of an image, from which an interrupted run continues."""
-    write_arrays(folder / f'{record["position"][0]:05d}.npz', records=record)
+    write_arrays(folder / _file_name(record), records=record)
+
+
+def _file_name(record: NDArray[Any]) -> str:
+    return f'{record["position"][0]:05d}.npz'
 
 
 def load_records(folder: Path, of_type: np.dtype[Any] | None = None) -> NDArray[Any]:
     """All records of whole files, in order of position; a damaged file counts for nothing.
 
+    Nor does a file of another name, as the copies that synchronised folders have: 00001 (1).npz.
     `of_type` is None for whatever the files hold.
     """
     parts = []
     for path in folder.glob('*.npz'):
-        with suppress(OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile), \
+        with suppress(OSError, EOFError, ValueError, LookupError, TypeError,
+                      zipfile.BadZipFile), \
                 np.load(path, allow_pickle=False) as stored:
-            parts.append(np.asarray(stored['records'], of_type))
+            record = np.asarray(stored['records'], of_type)
+            parts += [record] if path.name == _file_name(record) else []
     every = np.concatenate(parts) if parts else np.zeros(0, of_type or layout(0, (0, 0)))
     return every[np.argsort(every['position'])]

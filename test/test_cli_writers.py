@@ -23,6 +23,7 @@ from depthclip_ros.sim.formats import make_samples, split
 from offline_eval import cli as evaluation
 from offline_eval.report import __main__ as report
 
+ROOT = Path(__file__).resolve().parents[1]
 DEMO = ('--weights', 'demo', '--device', 'cpu')
 
 
@@ -131,6 +132,14 @@ def test_the_first_number_that_nothing_has(tmp_path):
         'b', 'a_3', 'a_4', 'b_2']
 
 
+def test_several_processes_that_begin_at_once_have_a_folder_each(tmp_path, monkeypatch):
+    """Where the name is taken between the look and the making."""
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a_2').touch()
+    monkeypatch.setattr(Path, 'exists', lambda _: False)
+    assert numbered_folder(tmp_path / 'a').name == 'a_3'
+
+
 # The evaluation ------------------------------------------------------------------------------
 
 
@@ -179,6 +188,35 @@ def test_no_stranger_is_continued(world, tmp_path, capsys):
     before = contents(tmp_path)
     assert evaluation.main(['--data', str(world), *DEMO, '--resume', str(tmp_path)]) == 1
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(('program', 'command'), [
+    (depthclip, ['predict', '~/room.png', '--config=~/own.yaml', '--weights=~/own.pt',
+                 '--output=~/made']),
+    *((lambda *given: evaluation.main([*given]), command) for command in ([
+        'extract', '~/nyu_depth_v2_labeled.mat', '~/made'], [
+        'export', '--data=~', '--config=~/own.yaml', '--weights=~/own.pt', '--output=~/made'], [
+        '--data=~/official/official_splits/test', '--weights=demo', '--predictions=a=~/made',
+        '--list=~/official/LIST', '--output=~/made']))])
+def test_a_tilde_behind_an_option_is_the_home_folder(
+        program, command, world, picture, tmp_path, monkeypatch, capsys):
+    """Shells leave it as it is in `--output=~/made`; nobody wants a folder of that name."""
+    home, here = tmp_path / 'home', tmp_path / 'here'
+    shutil.copytree(world, home)
+    shutil.copy(ROOT / 'config/demo.yaml', home / 'own.yaml')
+    shutil.copy(ROOT / 'depthclip_ros/models/demo.pt', home / 'own.pt')
+    shutil.copy(picture, home / 'room.png')
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv('HOME', str(home))
+    lists = next((home / 'official').glob('*.txt')).name
+    code = program(*(part.replace('LIST', lists) for part in command))
+    said = capsys.readouterr().err
+    if '--predictions=a=~/made' in command:  # all was found up to the last
+        assert f'a={home}/made: 10 of 10 files are missing' in said
+    else:
+        assert (code, (home / 'made').is_dir()) == (0, True), said
+    assert not list(here.iterdir())
 
 
 # Bags ----------------------------------------------------------------------------------------

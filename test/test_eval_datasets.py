@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import re
 import shutil
+import unicodedata
 
 import cv2
 import numpy as np
 import pytest
 from eval_results import write_kitti, write_world
 
+from depthclip_ros.core.errors import ImageError
 from depthclip_ros.evaluation.datasets import nyu
 from depthclip_ros.evaluation.datasets import open_dataset as opened
 from depthclip_ros.evaluation.datasets.base import NYU, RENDERED
@@ -27,6 +30,7 @@ from depthclip_ros.evaluation.datasets.nyu import (
 from depthclip_ros.evaluation.datasets.nyu import LIST as NYU_LIST
 from depthclip_ros.evaluation.errors import DatasetError
 from depthclip_ros.sim.formats import make_samples, split, write_splits
+from depthclip_ros.sources.depth_maps import read_depth_map
 
 COUNT = 12
 h5py = pytest.importorskip('h5py')
@@ -469,12 +473,55 @@ def test_jpeg_in_place_of_png_is_told(kitti):
 @pytest.mark.parametrize('change', [
     lambda text: text.encode('utf-8-sig'), lambda text: text.replace('/', '\\').encode(),
     lambda text: ('# Eigen\n' + text + '\n\n # end\n').encode(),
-    lambda text: text.replace('\n', '\r\n').encode()])
+    lambda text: text.replace('\n', '\r\n').encode(),
+    lambda text: re.sub(r'(\S+)/image_02/', r'./\1//x/../image_02/', text).encode()])
 def test_lists_of_other_editors(kitti, change):
     folder, file, text = kitti
     names = [e.name for e in opened(folder).entries]
     file.write_bytes(change(text))
     assert [e.name for e in opened(folder).entries] == names
+
+
+def test_a_list_may_name_its_files_from_the_root(kitti, tmp_path):
+    """Scripts write such lists; names stay those within the data set, as predictions have them."""
+    folder, file, text = kitti
+    names = [e.name for e in opened(folder).entries]
+    link = tmp_path / 'link'
+    link.symlink_to(folder, target_is_directory=True)
+    for place in folder, link:
+        for form in '{0}/{1} {0}/{2} {3}', '/{1} {0}/{2} {3}':
+            file.write_text('\n'.join(form.format(place, *line.split())
+                                      for line in text.splitlines()))
+            assert [e.name for e in opened(link).entries] == names
+    file.write_text('\n'.join(f'/elsewhere/{line}' for line in text.splitlines()))
+    with pytest.raises(DatasetError, match='3 files of 6 are missing'):
+        opened(folder)
+
+
+@pytest.mark.parametrize(('written', 'pixels'), [
+    ('7.215377e+02', 721.5377), ('721', 721), ('nan', 0), ('inf', 0), ('-5', 0), ('dense.png', 0),
+    ('', 0)])
+def test_a_focal_length_is_any_number(kitti, written, pixels):
+    folder, file, text = kitti
+    file.write_text(text.replace('721.5377', written))
+    assert {e.focal for e in opened(folder).entries} == {pixels}
+
+
+def test_an_accent_is_the_same_letter_in_both_of_its_forms(tmp_path):
+    """Lists and files come from several systems, each of which writes it in its own way."""
+    one, two = (unicodedata.normalize(form, 'K\u00fcche') for form in ('NFC', 'NFD'))
+    assert one != two
+    for file, listed in (one, two), (two, one):
+        folder = tmp_path / str(len(file))
+        (folder / file).mkdir(parents=True)
+        cv2.imwrite(str(folder / 'rgb.png'), np.zeros((48, 64, 3), np.uint8))
+        cv2.imwrite(str(folder / 'depth.png'), np.full((48, 64), 2000, np.uint16))
+        for name in 'rgb.png', 'depth.png':
+            (folder / name).rename(folder / file / name)
+        (folder / 'list.txt').write_text(f'{listed}/rgb.png {listed}/depth.png\n')
+        dataset = opened(folder, folder / 'list.txt')
+        assert dataset.read(0).depth.max() == 2
+        assert not dataset.warnings
 
 
 def test_a_list_is_read_in_its_order(kitti):
@@ -486,6 +533,9 @@ def test_a_list_is_read_in_its_order(kitti):
 
 @pytest.mark.parametrize(('change', 'message'), [
     (lambda text: '\n'.join([text, text.splitlines()[1]]).encode(), r'line 4 names .*001\.png'),
+    (lambda text: f'{text}\n./{text.splitlines()[1]}'.encode(), r'line 4 names .*001\.png again'),
+    (lambda text: text.replace('02/0000000002.png', '02/0000000000.png').encode(),
+     r'line 3 names .*000\.png again, which is the depth of another'),
     (lambda _: b'2011_09_26/2011_09_26_drive_0002_sync 0000000069 l\n',
      r"line 1 is of monodepth2's list(.|\n)*eigen_test_files_with_gt"),
     (lambda _: b'<!DOCTYPE html><html>login', 'no list but a web page'),
@@ -504,6 +554,59 @@ def test_ground_truth_of_monodepth2_is_none(kitti):
     np.savez(folder / 'gt_depths.npz', np.zeros((3, 3)))
     with pytest.raises(DatasetError, match="as monodepth2's of the raw lidar"):
         opened(folder, truth=folder / 'gt_depths.npz')
+
+
+@pytest.mark.parametrize(('header', 'cut', 'message'), [
+    ('Pf\n96 72\n-0.003922\n', None, 'scale of 0.003922 in its header'),
+    ('Pf\n96 72\n255\n', None, 'scale of 255 in its header'),
+    ('Pf\n96 72\n-1\n', -4, r'truncated: 27,644 bytes of 27,648'),
+    ('Pf\n96 72\nx\n', None, 'no header of a PFM'), ('Pf\n96 ', 5, 'no header of a PFM'),
+    ('Pf\n96 72\n-1.000\n', None, '')])
+def test_a_pfm_says_what_its_numbers_are(tmp_path, header, cut, message):
+    """Of another scale than 1, programs read different depth from one file."""
+    file = tmp_path / 'depth.pfm'
+    depth = np.linspace(1, 3, 96 * 72, dtype='<f4').reshape(72, 96)
+    file.write_bytes((header.encode() + depth[::-1].tobytes())[:cut])
+    if message:
+        with pytest.raises(ImageError, match=message):
+            read_depth_map(file)
+    else:
+        np.testing.assert_array_equal(read_depth_map(file), depth)
+
+
+def test_a_mat_that_another_program_writes_is_not_called_damaged(mat):
+    """Nor one on a file system without locks: nobody should download it again."""
+    with mat.open('rb') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(DatasetError, match=r'cannot be read: .*HDF5_USE_FILE_LOCKING') as it:
+            opened(mat)
+    assert 'download' not in str(it.value)
+    assert len(opened(mat))
+
+
+@pytest.mark.parametrize('type_', [np.float64, np.uint16])
+def test_a_mat_of_images_that_are_not_of_8_bits_is_named(mat, type_):
+    """Those who process it in MATLAB have it from 0 to 1."""
+    with h5py.File(mat, 'r+') as file:
+        images = file['images'][:].astype(type_)
+        del file['images']
+        file['images'] = images
+    with pytest.raises(DatasetError, match=f'images are {np.dtype(type_)}, expected uint8'):
+        opened(mat)
+
+
+@pytest.mark.parametrize(('metres', 'millimetres'), [
+    (np.nan, 0), (-1.0, 0), (65.5, 65500), (65.6, None), (70.0, None), (np.inf, None)])
+def test_an_extraction_loses_no_depth(mat, tmp_path, metres, millimetres):
+    """What 16 bits do not hold would come out near the camera."""
+    with h5py.File(mat, 'r+') as file:
+        file['rawDepths'][:, 300:310, 200:210] = metres
+    if millimetres is None:
+        with pytest.raises(DatasetError, match=r'16 bits hold 65\.5 m'):
+            nyu.extract(mat, tmp_path / 'out')
+        return
+    for path in nyu.extract(mat, tmp_path / 'out').glob('*/sync_depth_*.png'):
+        assert (cv2.imread(str(path), -1)[200:210, 300:310] == millimetres).all()
 
 
 def test_data_sets_of_other_programs_are_named(tmp_path):

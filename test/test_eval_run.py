@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import re
 import resource
 import shutil
 import signal
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 import clip_standin
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -365,6 +367,20 @@ def test_a_damaged_record_is_none_and_the_others_are_in_order(tmp_path, damage):
     assert load_records(tmp_path, kind)['position'].tolist() == [0, 2, 7]
 
 
+def test_copies_of_a_record_count_for_nothing(tmp_path):
+    """Those of a synchronised folder; an image that counts twice shifts every mean."""
+    kind = layout(3, (3, 4))
+    for position in (0, 1):
+        record = np.zeros(1, kind)
+        record['position'] = position
+        save_record(tmp_path, record)
+    for name in ('00001 (1).npz', '00001 2.npz', '1.npz', '00001.sync-conflict-7.npz'):
+        shutil.copy(tmp_path / '00001.npz', tmp_path / name)
+    np.savez(tmp_path / '00002.npz', records=np.zeros(0, kind))
+    assert load_records(tmp_path, kind)['position'].tolist() == [0, 1]
+    assert load_records(tmp_path)['position'].tolist() == [0, 1]
+
+
 @pytest.mark.parametrize('content', [
     b'', b'{"version": "0.1"', b'[]', b'{"rows": ["x"]}', b'\xff'], ids=[
     'empty', 'torn', 'a list', 'of an older version', 'no text'])
@@ -433,6 +449,22 @@ def test_no_valid_depth_at_all(world, tmp_path, capsys):
         file['rawDepths'][...] = 0
     message = fails(capsys, *arguments(world, tmp_path / 'out', data=tmp_path))
     assert 'no image has a valid true depth' in message
+
+
+def test_a_training_split_is_looked_at_as_the_test_split_is(world, tmp_path, capsys):
+    """Of another unit, a baseline were as wrong and the method clearly better; of none, NaN."""
+    folder = shutil.copytree(world / 'official', tmp_path / 'official')
+
+    def changed(factor):
+        for path in folder.glob('official_splits/train/*/sync_depth_*.png'):
+            cv2.imwrite(str(path), (cv2.imread(str(path), -1) * factor).astype(np.uint16))
+    changed(0.1)
+    message = fails(capsys, *arguments(world, tmp_path / 'out', data=folder))
+    assert re.search(r'train: the median depth of .* is 0\.\d+ m.*another unit', message)
+    changed(0)
+    summary = run(world, tmp_path / 'out', data=folder)
+    assert 'no image of the training split' in summary.data.warnings[-1]
+    assert summary.row('mean map') is summary.row('mean of the training split') is None
 
 
 @pytest.mark.parametrize(('given', 'message'), [

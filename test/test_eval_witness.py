@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -384,6 +385,45 @@ def test_inverse_depth_is_named(dataset, tmp_path, align):
     with pytest.raises(PredictionError, match=r'falls with .* Give --align disparity'):
         doubts(dataset, tmp_path, align=align)
     assert not doubts(dataset, tmp_path, align='disparity')
+
+
+@pytest.mark.parametrize(('order', 'align', 'doubted'), [
+    (lambda count: list(range(count)), 'none', False),
+    (lambda count: list(range(count)), 'disparity', False),
+    (lambda count: list(range(count))[::-1], 'none', True),
+    (lambda count: np.roll(range(count), 1), 'none', True),
+    (lambda count: np.roll(range(count), 1), 'disparity', True)])
+def test_depth_in_another_order_is_doubted(dataset, tmp_path, order, align, doubted):
+    """Rooms are alike, so that depth of another one is only poor, and no error."""
+    rng, count = np.random.default_rng(0), len(dataset)
+    every = np.stack([np.where(true > 0, true, 2.0) for true in map(
+        dataset.read_truth, range(count))])
+    every *= np.exp(rng.normal(0, 0.2, every.shape))
+    np.save(tmp_path / 'all.npy', (1 / every if align == 'disparity' else every)[order(count)])
+    opened = replace(dataset, warnings=())
+    with suppress(PredictionError) if doubted else nullcontext():  # a refusal is no silence
+        predictions.foreign('a', tmp_path / 'all.npy', opened, PROTOCOLS['bts'], align=align)
+        assert ['in the order' in text or 'in this order' in text
+                for text in opened.warnings] == [True] * len(opened.warnings)
+        assert bool(opened.warnings) == doubted
+
+
+def test_a_constant_is_by_half_of_any_order(dataset, tmp_path):
+    np.save(tmp_path / 'all.npy', np.full((len(dataset), 480, 640), 2.5, np.float32))
+    opened = replace(dataset, warnings=())
+    predictions.foreign('a', tmp_path / 'all.npy', opened, PROTOCOLS['bts'])
+    assert 'in 50 % of the cases' in opened.warnings[-1]
+
+
+def test_equal_views_have_no_order(dataset, tmp_path):
+    """A camera on a tripod: all is as like as its own."""
+    true, rng = dataset.read_truth(0), np.random.default_rng(0)
+    still = replace(dataset, warnings=(), truth=lambda _: true)
+    np.save(tmp_path / 'all.npy', np.stack([
+        np.where(true > 0, true, 2.0) * np.exp(rng.normal(0, 0.2, true.shape))
+        for _ in range(len(dataset))]))
+    predictions.foreign('a', tmp_path / 'all.npy', still, PROTOCOLS['bts'])
+    assert not still.warnings
 
 
 def test_what_is_doubtful_stands_in_the_report(world, dataset, tmp_path, capsys):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,10 @@ def read_depth_map(
 
     """
     try:
-        is_array = kind_of(path).name in ('npy', 'npz')
+        kind = kind_of(path).name
+        is_array = kind in ('npy', 'npz')
+        if kind == 'pfm':
+            _check_pfm(path)
         values = _array(path) if is_array else read_pixels(path, cv2.IMREAD_UNCHANGED)
     except ImageError as error:
         raise ImageError('not depth', str(error)) from error
@@ -62,6 +66,35 @@ def read_depth_map(
             + ' Of 8 bits it is a picture of depth, or packed: export it as one of these.'
             * (values.dtype == np.uint8))
     return numbers
+
+
+def _check_pfm(path: Path) -> None:
+    """See that a PFM is whole, and that its numbers are what is stored.
+
+    OpenCV divides by the scale in the third line, some multiply, most programs of depth leave the
+    numbers as they are.
+
+    Raises:
+        ImageError: 'not depth', it is not so.
+
+    """
+    content = path.read_bytes()
+    header = re.match(rb'P([Ff])\s+(\d+)\s+(\d+)\s+(\S+)\s', content)
+    try:
+        scale = abs(float(header[4])) if header else 0.0
+    except ValueError:
+        scale = 0.0
+    if not (header and scale):
+        raise ImageError('not depth', f'{path}: has no header of a PFM: Pf, width and height, and '
+                         'a scale of 1 or -1.')
+    length = 4 * int(header[2]) * int(header[3]) * (3 if header[1] == b'F' else 1)
+    if (there := len(content) - header.end()) < length:
+        raise ImageError('not depth', f'{path}: is truncated: {there:,} bytes of {length:,}. Copy '
+                         'it again.')
+    if scale != 1:
+        raise ImageError('not depth', f'{path}: has a scale of {scale:g} in its header, by which '
+                         'some programs divide, some multiply, and most do neither. Write it with '
+                         'a scale of 1 (-1: little endian).')
 
 
 def _array(path: Path) -> NDArray[Any]:

@@ -3,8 +3,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
+from depthclip_ros.arguments import path
 from depthclip_ros.executables import command
 from offline_eval.report import write
 from offline_eval.results import load
@@ -19,7 +19,7 @@ def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog='python3 -m offline_eval.report', description='Write the report of a finished '
         'evaluation again, from its results folder alone.')
-    parser.add_argument('folder', type=Path, help='results folder, e.g. results/latest')
+    parser.add_argument('folder', type=path, help='results folder, e.g. results/latest')
     folder = parser.parse_args(arguments).folder
     print(*write(folder, load(folder)), sep='\n')
     return 0

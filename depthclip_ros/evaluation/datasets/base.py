@@ -6,8 +6,9 @@ from __future__ import annotations
 import codecs
 import csv
 import math
-import re
-from collections.abc import Callable
+import posixpath
+import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ IN_PAINTED = ("the depth is in-painted, not the sensor's: its numbers are not co
 LISTS = ("A list names an image and its annotated depth on each line, as BTS's "
          'eigen_test_files_with_gt.txt (652 images) and nyudepthv2_test_files_with_gt.txt do; a '
          'name with spaces stands in quotation marks.')
+NO_DEPTH = 'None'  # in a list: nobody has annotated the image
 # Stored depth per metre, as others have it: depth / 80, / 10, metres, feet, deci- and centimetres,
 # KITTI's, millimetres and others, TUM's, 16 bits for 10 m, SUN RGB-D's millimetres without the
 # turn of their bits.
@@ -161,7 +163,7 @@ def of_files(
     names = [entry.files[0] for entry in entries]
     if len({entry.index for entry in entries}) < len(entries):
         entries = [replace(entry, index=place) for place, entry in enumerate(entries)]
-    entries = [replace(entry, files=(_with_any_suffix(entry.files[0]), entry.files[1]))
+    entries = [replace(entry, files=(_stored(entry.files[0], SUFFIXES), _stored(entry.files[1])))
                for entry in entries]
     missing = [str(f) for entry in entries for f in entry.files if not f.is_file()]
     if missing or not entries:
@@ -169,7 +171,8 @@ def of_files(
             f'{path}: {len(missing)} files of {2 * len(entries)} are missing; complete the '
             f'data or correct the list:{listing(missing)}')
     renames = [(name.name, entry.files[0].name)
-               for name, entry in zip(names, entries, strict=True) if name != entry.files[0]]
+               for name, entry in zip(names, entries, strict=True)
+               if name.suffix != entry.files[0].suffix]
     return Dataset(
         path, form, split, depth, entries, lambda entry: read_rgb(entry.files[0]),
         lambda entry: read_depth(entry.files[1], scale), scale=scale,
@@ -178,11 +181,16 @@ def of_files(
             'JPEG changes pixels, and so digits.' for name, file in renames[:1]))
 
 
-def _with_any_suffix(image: Path) -> Path:
-    """That file, or where it is missing a picture of that name with another suffix."""
-    others = (image.with_suffix(end) for suffix in sorted(SUFFIXES)
-              for end in (suffix, suffix.upper()))
-    return next((file for file in (image, *others) if file.is_file()), image)
+def _stored(file: Path, suffixes: Iterable[str] = ()) -> Path:
+    """That file, or where it is missing the same name otherwise written or with another suffix.
+
+    A letter with an accent is one character or two, by where the name was made.
+    """
+    names = [file, *(file.with_suffix(end) for suffix in sorted(suffixes)
+                     for end in (suffix, suffix.upper()))]
+    forms = (Path(unicodedata.normalize(form, str(name))) for form in ('NFC', 'NFD')
+             for name in names)
+    return next((name for name in (*names, *forms) if name.is_file()), file)
 
 
 def read_rgb(path: Path) -> Rgb:
@@ -206,15 +214,16 @@ def read_depth(path: Path, scale: float) -> Metres:
     return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
 
 
-def read_list(path: Path) -> list[tuple[str, str, float]]:
+def read_list(path: Path, *folders: Path) -> list[tuple[str, str, float]]:
     """Two names of files per line, and the focal length in pixels; 0 where no number is third.
 
-    A name with spaces stands in quotation marks.
+    A name with spaces stands in quotation marks. One below one of the folders is relative to it,
+    and so is any that begins with a slash, as others' lists have it.
 
     Further columns (dense depth) and lines that begin with # are ignored; the order is the file's.
 
     Raises:
-        DatasetError: it is no text, another list, or names an image twice.
+        DatasetError: it is no text, another list, or names an image or a depth twice.
 
     """
     try:
@@ -226,6 +235,7 @@ def read_list(path: Path) -> list[tuple[str, str, float]]:
         raise DatasetError(f'{path}: is no list but {kind.sentence}. {LISTS}')
     text = content.removeprefix(codecs.BOM_UTF8).decode('utf-8', 'surrogateescape')
     rows: dict[str, tuple[str, str, float]] = {}
+    depths: set[str] = set()
     short = []
     for number, line in enumerate(text.splitlines(), 1):
         plain = line.replace('\\', '/')
@@ -239,13 +249,35 @@ def read_list(path: Path) -> list[tuple[str, str, float]]:
         if row[1].isdigit():
             raise DatasetError(f"{path}: line {number} is of monodepth2's list (FOLDER FRAME l: "
                                f'697 images, scored on the raw lidar). {LISTS}')
-        rgb, depth = (name.lstrip('/') for name in row[:2])
+        rgb, depth = (_relative(name, folders) for name in row[:2])
         if rgb in rows:
             raise DatasetError(f'{path}: line {number} names {rgb} again, which would be scored '
                                'twice; remove one of the lines.')
-        rows[rgb] = (rgb, depth, float(row[2]) if re.fullmatch(
-            r'\d+\.?\d*', ''.join(row[2:3])) else 0.0)
+        if depth in depths:
+            raise DatasetError(f'{path}: line {number} names {depth} again, which is the depth of '
+                               'another image; correct it.')
+        depths.update({depth} - {NO_DEPTH})
+        rows[rgb] = rgb, depth, _focal(*row[2:3])
     if short or not rows:
         raise DatasetError(f'{path}: every line must name an image and its depth, separated by a '
                            f'space; found{listing(short) or " no line"}')
     return list(rows.values())
+
+
+def _relative(name: str, folders: Iterable[Path]) -> str:
+    """A name within a folder, written in one way: of all that is written in several."""
+    plain = posixpath.normpath(name)
+    for folder in folders if plain.startswith('/') else ():
+        for whole in folder.absolute(), folder.resolve():
+            if Path(plain).is_relative_to(whole):
+                return Path(plain).relative_to(whole).as_posix()
+    return plain.lstrip('/')
+
+
+def _focal(text: str = '') -> float:
+    """Pixels, or 0 where it is no number but a name."""
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if 0 < value < math.inf else 0.0

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import DatasetError
-from .base import KITTI, Dataset, Entry, of_files, read_list
+from .base import KITTI, NO_DEPTH, Dataset, Entry, of_files, read_list
 
 LIST = 'eigen_test_files_with_gt.txt'
 _TRUTHS = ('', 'data_depth_annotated', 'data_depth_annotated/train', 'data_depth_annotated/val',
@@ -23,9 +23,9 @@ def open_raw(path: Path, list_file: Path, truth: Path | None) -> Dataset:
     if not list_file.is_file():
         raise DatasetError(f'{path}: looks like KITTI raw data; give the Eigen test list with '
                            f'--list {LIST}.')
-    every = read_list(list_file)
-    names = [row for row in every if row[1] != 'None']
     roots = [truth] if truth else [path / folder for folder in _TRUTHS]
+    every = read_list(list_file, *reversed(roots), path)
+    names = [row for row in every if row[1] != NO_DEPTH]
     entries = [Entry(
         i, rgb, sequence=next((part for part in Path(rgb).parts if '_drive_' in part), ''),
         focal=focal, files=(path / rgb, next(

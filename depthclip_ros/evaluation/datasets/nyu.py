@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,13 +19,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from ...core.files import atomic, check_new
 from ...core.formats import kind_of
 from ...progress import progress
 from ...sources.pictures import SUFFIXES
 from ..errors import DatasetError, ResultsError, listing
-from .base import IN_PAINTED, NYU, RENDERED, Dataset, Entry, of_files, read_list
+from .base import IN_PAINTED, NYU, RENDERED, Dataset, Entry, Metres, of_files, read_list
 
 LABELED = 1449
 FOCAL = 518.8579  # pixels: fx of the colour camera, camera_params.m of the data set's toolbox
@@ -79,6 +81,11 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno:  # not of its content
+            raise DatasetError(
+                f'{path}: cannot be read: {os.strerror(error.errno)} ({error}). If another '
+                'program writes it, wait; if its file system has no locks, set the environment '
+                'variable HDF5_USE_FILE_LOCKING to FALSE.') from error
         kind = kind_of(path)
         if kind.name not in ('matlab', 'hdf5', ''):
             raise DatasetError(f'{path}: is {kind.sentence}. Expected is {MAT} as MATLAB v7.3 '
@@ -108,6 +115,8 @@ def open_mat(path: Path, *, part: str = 'test', inpainted: bool = False) -> Data
         for name, wanted in (('images', (count, 3, 640, 480)), (key, (count, 640, 480))):
             if mat[name].shape != wanted:
                 raise ValueError(f'{name} has shape {mat[name].shape}, expected {wanted}')
+        if mat['images'].dtype != np.uint8:
+            raise ValueError(f'images are {mat["images"].dtype}, expected uint8')
         scenes, sequences = (
             [''.join(map(chr, np.asarray(mat[r]).ravel().tolist()))  # arrays of characters
              for r in np.asarray(mat[name]).ravel()] if name in mat else [''] * count
@@ -148,7 +157,7 @@ def open_mat(path: Path, *, part: str = 'test', inpainted: bool = False) -> Data
 
 def open_official(path: Path, list_file: Path | None = None, part: str = 'test') -> Dataset:
     """Open `official_splits/test`: JPEG images, raw depth in millimetres; by list or by name."""
-    names = read_list(list_file) if list_file else [
+    names = read_list(list_file, path) if list_file else [
         (f'{image.parent.name}/{image.name}', f'{image.parent.name}/{depth.name}', 0.0)
         for image, depth in _paired(path, official_images(path), lambda name: (
             f'sync_depth_{Path(name).stem[4:]}.png'))]
@@ -288,9 +297,9 @@ def extract(mat: Path, folder: Path) -> Path:
             framed[KEPT] = rgb[KEPT]
             for name, image in (
                     (names[0], framed[:, :, ::-1]),
-                    (names[1], (dataset.truth(entry) * 1000).astype(np.uint16)),
+                    (names[1], _millimetres(dataset.truth(entry), mat, entry)),
                     (f'dense/sync_depth_dense_{entry.index:05d}.png',
-                     (dense(entry) * 1000).astype(np.uint16))):
+                     _millimetres(dense(entry), mat, entry))):
                 code = cv2.imencode(Path(name).suffix, np.ascontiguousarray(image))[1]
                 _write(place / name, code.tobytes())
             if part == 'test':
@@ -302,6 +311,21 @@ def extract(mat: Path, folder: Path) -> Path:
         raise ResultsError(f'{folder}: cannot be written ({error.strerror or error}). Free space '
                            'or choose another folder.') from error
     return root / 'test'
+
+
+def _millimetres(metres: Metres, mat: Path, entry: Entry) -> NDArray[np.uint16]:
+    """Truncated as the official script does; 0 where nothing was measured.
+
+    Raises:
+        DatasetError: there is depth beyond what 16 bits hold.
+
+    """
+    values = np.where(metres > 0, metres, np.float32(0)) * 1000
+    if values.max() >= 1 << 16:
+        raise DatasetError(f'{mat}: the depth of image {entry.index} goes up to '
+                           f'{metres[metres > 0].max():.4g} m, and 16 bits hold 65.5 m in '
+                           'millimetres. Set what was not measured to 0.')
+    return values.astype(np.uint16)
 
 
 def _write(path: Path, content: bytes) -> None:
