@@ -69,13 +69,13 @@ def read_depth_map(
 
 
 def _check_pfm(path: Path) -> None:
-    """See that a PFM is whole, and that its numbers are what is stored.
+    """Check that a PFM is complete, and that its scale is 1.
 
-    OpenCV divides by the scale in the third line, some multiply, most programs of depth leave the
-    numbers as they are.
+    OpenCV divides by the scale in the third line, other programs multiply by it, and most ignore
+    it.
 
     Raises:
-        ImageError: 'not depth', it is not so.
+        ImageError: 'not depth'.
 
     """
     content = path.read_bytes()
@@ -88,8 +88,8 @@ def _check_pfm(path: Path) -> None:
         raise ImageError('not depth', f'{path}: has no header of a PFM: Pf, width and height, and '
                          'a scale of 1 or -1.')
     length = 4 * int(header[2]) * int(header[3]) * (3 if header[1] == b'F' else 1)
-    if (there := len(content) - header.end()) < length:
-        raise ImageError('not depth', f'{path}: is truncated: {there:,} bytes of {length:,}. Copy '
+    if (size := len(content) - header.end()) < length:
+        raise ImageError('not depth', f'{path}: is truncated: {size:,} bytes of {length:,}. Copy '
                          'it again.')
     if scale != 1:
         raise ImageError('not depth', f'{path}: has a scale of {scale:g} in its header, by which '
