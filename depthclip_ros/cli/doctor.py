@@ -227,9 +227,8 @@ def check_network() -> Iterator[Check]:
                   f'an image of the demo model, features {result["difference"]:.1g} off those of '
                   "CLIP's own modules")
         if not result['difference'] <= result['rounding']:
-            yield Check(
-                'network', FAIL, f'{detail}, where rounding explains {result["rounding"]:g}',
-                f'Use another precision than {result["precision"]}, and please report it.')
+            yield Check('network', FAIL, f'{detail}; rounding explains {result["rounding"]:g}',
+                        f'Use another precision than {result["precision"]}, and please report it.')
         elif result['seconds'] > 1.2 * results[0]['seconds']:
             yield Check('network', WARN, f'{detail}: slower than {results[0]["precision"]}',
                         f'precision: {results[0]["precision"]}')

@@ -33,9 +33,8 @@ CAMERA_KEYS = (
     'NaN share [%]')
 CAUSES = ('rejected: ', 'no cloud: ', 'no pictures: ', 'last error')
 # Diagnostic values of a model in the table.
-MODEL_KEYS = (
-    'device', 'precision', 'engine', 'weights', 'weights sha256', 'configuration sha256',
-    'reloads', 'last error')
+MODEL_KEYS = ('device', 'precision', 'engine', 'weights', 'weights sha256',
+              'configuration sha256', 'reloads', 'last error')
 
 
 def show_stats(options: argparse.Namespace) -> int:

@@ -93,7 +93,7 @@ class CameraCalibration:
         Args:
             width: of the picture, in pixels.
             height: of the picture, in pixels.
-            hfov: horizontal field of view in degrees, 0 to 180 exclusive.
+            hfov: horizontal field of view in degrees.
 
         Raises:
             CameraInfoError: the field of view is out of range.

@@ -71,8 +71,7 @@ def read_depth_map(
 def _check_pfm(path: Path) -> None:
     """Check that a PFM is complete, and that its scale is 1.
 
-    OpenCV divides by the scale in the third line, other programs multiply by it, and most ignore
-    it.
+    OpenCV divides by the scale in the third line, other programs multiply, and most ignore it.
 
     Raises:
         ImageError: 'not depth'.
