@@ -165,8 +165,8 @@ class Problem:
         valid = np.isfinite(patches)
         rms = np.sqrt(np.nanmean(patches ** 2, axis=1, keepdims=True))
         patches = np.where(valid, patches, rms)
-        # Squared errors of log depth are relative; times squared depth they are those of depth
-        # (rmse). Times depth they lie between the two. All images weigh the same.
+        # Squared errors of log depth, weighted by squared depth, are squared errors of depth.
+        # Weights of depth are a compromise between the metrics. All images weigh the same.
         weight = valid * patches / rms
         weight *= patches.shape[1] / weight.sum(axis=1, keepdims=True)
         self.target, self.weight = (

@@ -82,8 +82,9 @@ def _pictures(paths: Sequence[str]) -> list[NDArray[np.uint8]]:
     """
     files = picture_files(paths)
     if len(files) < MIN_PICTURES:
-        raise ImageError('too few', f'--images: {len(files)} pictures; give {MIN_PICTURES} or more '
-                         'that show what the camera will see, or none for rendered rooms.')
+        raise ImageError(
+            'too few', f'--images: {len(files)} pictures; give at least {MIN_PICTURES} that show '
+            'what the camera will see, or none for rendered rooms.')
     if len(files) > MAX_PICTURES:
         files = [files[i * len(files) // MAX_PICTURES] for i in range(MAX_PICTURES)]
     notes = Notes(to_stderr)

@@ -334,7 +334,7 @@ def language_depth_topics(bag: Bag) -> set[str]:
 
     `depthclip bag` lists them in the bag's metadata; in a recording of the node they share a
     namespace with depth/words, which only this package publishes. A recording of the node's
-    depth/image alone cannot be told from a sensor's.
+    depth/image alone looks like a sensor's.
     """
     kinds = {topic.name: topic.type for topic in bag.topics}
     noted = bag.about.custom.get(TOPICS_KEY, '').split()
