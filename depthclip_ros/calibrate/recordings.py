@@ -141,10 +141,8 @@ class Recording:
         source: path.
         described: kind of images and depth, in words.
         moments: of the frames.
-        decoders: returns (position, function that decodes the frame) for ascending positions of
-            `moments`.
-        left_out: counts of images and measurements without use, by cause; complete after all
-            frames are read.
+        decoders: yields position and decoding function of the frames at ascending positions.
+        left_out: counts of unusable images and measurements by cause, complete after all reads.
         timed: whether the moments' times are a clock's.
         split: name of the training split of a data set; '' for any other recording.
         topics: of images and depth, in a bag.
