@@ -18,7 +18,7 @@ import torch
 
 from depthclip_ros.calibrate import fit as fitting
 from depthclip_ros.calibrate.errorbars import error_bars
-from depthclip_ros.calibrate.fit import fit, judge
+from depthclip_ros.calibrate.fit import fit, select_variant
 from depthclip_ros.calibrate.problem import Problem, target_of
 from depthclip_ros.calibrate.recordings import Frame, Moment, in_blocks
 from depthclip_ros.core import CalibrationError, CameraImage, DepthConfig, DepthEstimator
@@ -80,7 +80,7 @@ def test_a_planted_correction_is_found_and_holds_for_other_images(estimator, pic
 
     every = samples(estimator, pictures, truth)
     fitted = fit(estimator, every[:32], **QUIET)
-    assert (fitted.variant, fitted.improved, fitted.share) == ('full', True, 1.0)
+    assert (fitted.variant, fitted.improved, fitted.shrinkage) == ('full', True, 1.0)
     assert 'it helps' in fitted.verdict
     assert fitted.held_out['full'][0] < 0.3 * fitted.held_out['scale'][0]
     use(estimator, fitted, tmp_path)
@@ -204,7 +204,7 @@ def errors(**rmse):
     ({'full': 0.42, 'mean_map': 0.41}, 'none', False),
 ])
 def test_the_verdict(rmse, variant, improved):
-    found = judge(errors(**rmse))
+    found = select_variant(errors(**rmse))
     assert found[:2] == (variant, improved), found[2]
     assert ('it helps' in found[2]) == improved
 
@@ -213,7 +213,7 @@ def test_the_verdict(rmse, variant, improved):
 def test_a_gain_in_one_fold_alone_is_no_improvement(name):
     given = errors()
     given[name] = given['none'] + np.array([-0.45] + [0.015] * 9)
-    assert judge(given)[:2] == ('none', False)
+    assert select_variant(given)[:2] == ('none', False)
 
 
 def test_of_a_correction_that_holds_in_part_a_part_is_taken_and_ships(
@@ -222,12 +222,12 @@ def test_of_a_correction_that_holds_in_part_a_part_is_taken_and_ships(
     every = samples(estimator, pictures, lambda i, depth: depth * np.exp(
         np.linspace(-1, 1, 4) * (0.1 + 0.3 * (-1) ** (i * 8 // 40))))
     fitted = fit(estimator, every, 'full', **QUIET)
-    assert fitted.share < 0.6
+    assert fitted.shrinkage < 0.6
     assert 'Variant full was asked for' in fitted.verdict or fitted.variant == 'full'
     # At run time it is the numbers of the fit, and that share of them (here from no scale).
     problem, everything = Problem(estimator, every), np.arange(40)
-    expected = problem.base + fitted.share * (
-        fitting.Kernel.fit(problem, everything).correction(problem, everything))
+    expected = problem.base + fitted.shrinkage * (
+        fitting.NystroemRidge.fit(problem, everything).correction(problem, everything))
     use(estimator, fitted, tmp_path)
     for i, rgb in enumerate(pictures):
         found = np.log(estimator.predict(CameraImage(rgb, CAMERA)).patch_depth)
@@ -244,18 +244,18 @@ def test_held_out_frames_shape_nothing_of_what_is_tested_on_them(
     for number in range(6):
         assert len(set(problem.fold[sequence == number])) == 1
     inside, rest = (np.flatnonzero(part) for part in (problem.fold == 0, problem.fold != 0))
-    monkeypatch.setattr(fitting, 'SHARES', (1.0,))  # all folds choose it
-    _, before = fitting.held_out(problem)
+    monkeypatch.setattr(fitting, 'SHRINKAGES', (1.0,))  # all folds choose it
+    _, before = fitting.cross_validate(problem)
     problem.target[inside] += 0.1  # what is said of them is the same
-    _, after = fitting.held_out(problem)
+    _, after = fitting.cross_validate(problem)
     for name in ('mean map', 'scale', 'full'):
         np.testing.assert_allclose(after[name][inside], before[name][inside], atol=1e-9)
         assert np.abs(after[name][rest] - before[name][rest]).max() > 1e-3
-    kept = fitting.Kernel.fit(problem, rest)
+    kept = fitting.NystroemRidge.fit(problem, rest)
     for i in inside:
         problem.trunk[i] = np.zeros_like(problem.trunk[i])
         problem.language[i] = problem.base[i] = 0.0
-    again = fitting.Kernel.fit(problem, rest)
+    again = fitting.NystroemRidge.fit(problem, rest)
     assert again.bias == kept.bias
     for name, values in kept.arrays.items():
         np.testing.assert_array_equal(again.arrays[name], values)
@@ -270,10 +270,10 @@ def test_what_adjoins_a_held_out_piece_in_time_shapes_nothing_of_it_either(
         every, moments, strict=True)])
     piece = np.array([moment.sequence for moment in moments])
     inside, adjoining = piece == 4, (piece == 3) | (piece == 5)
-    monkeypatch.setattr(fitting, 'SHARES', (1.0,))
-    _, before = fitting.held_out(problem)
+    monkeypatch.setattr(fitting, 'SHRINKAGES', (1.0,))
+    _, before = fitting.cross_validate(problem)
     problem.target[adjoining] += 0.1
-    _, after = fitting.held_out(problem)
+    _, after = fitting.cross_validate(problem)
     far = ~inside & ~adjoining
     for name in ('mean map', 'scale', 'full'):
         np.testing.assert_allclose(after[name][inside], before[name][inside], atol=1e-9)
@@ -292,11 +292,12 @@ def test_rays_are_those_of_the_cameras_that_are_known(estimator, pictures):
         every, [None, narrow, wide, narrow] * 3, strict=True)])
     rays = {camera: camera.patch_rays(*estimator.grid)[..., :2] for camera in (wide, narrow)}
     np.testing.assert_allclose(
-        problem.view['bounds'], [rays[wide].min((0, 1)), rays[wide].max((0, 1))], rtol=1e-6)
+        problem.camera_arrays['bounds'], [rays[wide].min((0, 1)), rays[wide].max((0, 1))],
+        rtol=1e-6)
     usual = (rays[wide] + 2 * rays[narrow]) / 3
-    np.testing.assert_allclose(problem.view['rays'], usual, atol=1e-6)
+    np.testing.assert_allclose(problem.camera_arrays['rays'], usual, atol=1e-6)
     np.testing.assert_allclose(problem.rays[0, 0], np.moveaxis(usual, -1, 0), atol=1e-6)
-    assert problem.ratio[0] == pytest.approx((0.5 * 2 * 2) ** (1 / 3) / 0.8)  # of a None
+    assert problem.focal_ratio[0] == pytest.approx((0.5 * 2 * 2) ** (1 / 3) / 0.8)  # of a None
     unknown = Problem(estimator, [replace(sample, camera=None) for sample in every])
     assert not unknown.camera_known
-    assert not any(values.any() for values in unknown.view.values())
+    assert not any(values.any() for values in unknown.camera_arrays.values())

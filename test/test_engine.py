@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from depthclip_ros.cli import doctor, proof
-from depthclip_ros.cli.proof import clips_own_trunk
+from depthclip_ros.cli.proof import clip_trunk
 from depthclip_ros.core import (
     DepthConfig,
     DepthEstimator,
@@ -111,7 +111,7 @@ def test_every_architecture_in_every_precision(architecture, precision):
     weights, dtype = clip_standin.state_dict(0, **shape), getattr(torch, precision)
     encoder, reference = (build_image_encoder(weights, features) for _ in range(2))
     if 'ViT' not in architecture:
-        reference.trunk = clips_own_trunk(weights)
+        reference.trunk = clip_trunk(weights)
     size = 3 * encoder.stride, 4 * encoder.stride
     ran = engine.install(encoder, dtype, CPU, size, lambda _: None)
     if precision == 'float32':

@@ -110,6 +110,6 @@ def test_lines_come_until_the_node_is_gone(publishing, monkeypatch, capsys):
 def test_silence_is_a_sentence(publishing, domain, capsys):
     assert main(['stats', 'nobody', '--timeout', '0.5']) == 1
     error = capsys.readouterr().err
-    assert 'nobody told nothing on /diagnostics in 0.5 s' in error
+    assert 'nobody reported nothing on /diagnostics in 0.5 s' in error
     assert f'ROS_DOMAIN_ID {domain}' in error
     assert 'ros2 node list' in error

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration of depth by words to one robot's own camera, offline; see docs/calibration.md."""
+"""Calibrate language depth to the camera of one robot, offline; see docs/calibration.md."""

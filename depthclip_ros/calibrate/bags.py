@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags as recordings: images and what measured depth beside them. Needs `rosbags`, no ROS.
+"""Bags as recordings: images with depth of a sensor. Needs `rosbags`, no ROS.
 
-`open_recording` opens any other recording, too.
+`open_recording` opens recordings of every kind.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from ..sources.bag import (
 from ..sources.bag import read as read_message
 from .folders import files_beside, knows_depth_camera, of_folder, training_split
 from .recordings import (
-    AS_IT_IS,
-    LIMIT_FRAMES,
+    CLIPPING_FRAMES,
+    DEFAULT_OPTIONS,
     Clipping,
     Frame,
     LeftOut,
@@ -79,18 +79,18 @@ if TYPE_CHECKING:
 
     from .recordings import Float32
 
-_LATE_TRANSFORM = 0.1  # seconds that the last transform may be older than a message
+_TRANSFORM_TOLERANCE = 0.1  # seconds from the last transform to a later message
 
 
-def open_recording(source: str | Path, options: Options = AS_IT_IS) -> Recording:
+def open_recording(source: str | Path, options: Options = DEFAULT_OPTIONS) -> Recording:
     """Open a bag, a folder of images and depth, or a data set's training split.
 
     Args:
-        source: its path.
-        options: how to read it.
+        source: path of the recording.
+        options: for reading it.
 
     Raises:
-        DepthClipError: there is none, or it holds no images with depth.
+        DepthClipError: there is no recording, or it holds no images with depth.
 
     """
     try:
@@ -106,11 +106,11 @@ def open_recording(source: str | Path, options: Options = AS_IT_IS) -> Recording
     return of_folder(path, files, options) if files else training_split(path, options)
 
 
-def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
-    """Images of a bag and the depth nearest to them in time.
+def of_bag(path: str | Path, options: Options = DEFAULT_OPTIONS) -> Recording:
+    """Open a bag, and pair its images with the depth nearest in time.
 
-    A first pass takes the stamps of the headers, cameras and transforms; images and depth are
-    decoded when they are read.
+    A first pass reads header stamps, cameras and transforms; images and depth are decoded when
+    `Recording.read` needs them.
 
     Raises:
         DepthClipError: the bag cannot be read, or has no images with depth.
@@ -120,18 +120,19 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
     bag = _Bag(path, images.topic, depth, options)
     bag.survey()
     bag.notes += bag.clipping.notes + notices_of(bag.camera, bag.depth_camera)
-    # In the order of their stamps; a message is known by its place among those of its topic.
-    order = [sorted(range(len(found)), key=found.__getitem__) for found in bag.stamps.values()]
-    times = [[found[place] for place in places]
-             for found, places in zip(bag.stamps.values(), order, strict=True)]
+    # Indices of the messages of each topic, in the order of their stamps.
+    order = [sorted(range(len(stamps)), key=stamps.__getitem__) for stamps in bag.stamps.values()]
+    times = [[stamps[index] for index in indices]
+             for stamps, indices in zip(bag.stamps.values(), order, strict=True)]
     pairs = nearest_pairs(times[0], times[1], round(options.tolerance * NANOSECONDS))
     if not pairs:
-        first, second = (f'{found[0] / NANOSECONDS:.3f} to {found[-1] / NANOSECONDS:.3f} s'
-                         if found else 'at no time' for found in times)
+        images_at, depth_at = (
+            f'{stamps[0] / NANOSECONDS:.3f} to {stamps[-1] / NANOSECONDS:.3f} s'
+            if stamps else 'at no time' for stamps in times)
         raise RecordingError(
-            f'{path}: no image of {bag.image} ({first}) has depth of {depth.name} ({second}) '
-            f'within {options.tolerance:g} s of its stamp. Give both drivers the same clock and '
-            'record again; where stamps differ by little, --tolerance allows more.')
+            f'{path}: no image of {bag.image} ({images_at}) has depth of {depth.name} '
+            f'({depth_at}) within {options.tolerance:g} s of its stamp. Give both drivers the '
+            'same clock and record again; where stamps differ by little, --tolerance allows more.')
     bag.left_out.update(LeftOut({
         'images without depth at their time': len(times[0]) - len(pairs),
         'depth without an image at its time': len(times[1]) - len(pairs)}))
@@ -142,12 +143,12 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
         [f'{times[0][i] / NANOSECONDS:.3f}' for i, _ in pairs])
     return Recording(
         str(path), f'{bag.image} with depth of {depth.name} ({depth.type.rpartition("/")[2]})',
-        bag.moments, bag.find, bag.left_out, topics=(bag.image, depth.name),
+        bag.moments, bag.decoders, bag.left_out, topics=(bag.image, depth.name),
         notes=bag.notes)
 
 
 class _Bag:
-    """What its messages are read with."""
+    """Topics, cameras, transforms and pairs of a bag, for decoding its messages."""
 
     def __init__(self, path: str | Path, image: str, depth: BagTopic, options: Options) -> None:
         self.path, self.image, self.depth, self.options = path, image, depth, options
@@ -156,7 +157,7 @@ class _Bag:
         self.is_image = depth.type in (IMAGE, COMPRESSED_IMAGE)
         self.cameras: dict[str, CameraModel] = {}  # by topic of camera_info
         self.stamps: dict[str, list[int]] = {image: [], depth.name: []}  # ns
-        self.pairs: list[tuple[int, int]] = []  # places of messages, by topic
+        self.pairs: list[tuple[int, int]] = []  # indices of messages, by topic
         self.moments: list[Moment] = []
         self.tree = TransformTree(most_entries=0)
         self.left_out, self.clipping = LeftOut(), Clipping()
@@ -166,53 +167,53 @@ class _Bag:
                 f'{path}: --depth-camera is for depth images, and {depth.name} is a '
                 f'{depth.type.rpartition("/")[2]}, which has none. Leave it away, or choose a '
                 'depth image with --depth TOPIC.')
-        self.other_depth_camera = options.depth_camera.model(
+        self.given_depth_camera = options.depth_camera.model(
             rectified=self.depth_rectified) if options.depth_camera else None
 
     @property
     def camera(self) -> CameraModel | None:
-        """That of the images."""
+        """Camera of the images."""
         return self.options.camera or self.cameras.get(self.image_info)
 
     @property
     def depth_camera(self) -> CameraModel | None:
-        """That of depth images."""
-        return self.other_depth_camera or self.cameras.get(self.depth_info)
+        """Camera of the depth images."""
+        return self.given_depth_camera or self.cameras.get(self.depth_info)
 
     @property
     def depth_rectified(self) -> bool:
-        """Whether depth images are rectified, as is said, or else by the topic's name."""
-        named = bool({'rect', 'rectified'} & {*re.split(r'[/_]', self.depth.name)})
-        return named if self.options.depth_rectified is None else self.options.depth_rectified
+        """Whether depth images are rectified: by the options, else by the topic's name."""
+        by_name = bool({'rect', 'rectified'} & {*re.split(r'[/_]', self.depth.name)})
+        return by_name if self.options.depth_rectified is None else self.options.depth_rectified
 
     def survey(self) -> None:
-        """First pass: calibrations of both cameras, transforms, stamps, and where depth clips."""
+        """Read both cameras, transforms, stamps, and the clipping of depth: the first pass."""
         with Bag(self.path) as bag:
             types = {topic.topic: topic.msgtype for topic in bag.connections
                      if topic.msgtype == TF or (topic.msgtype == CAMERA_INFO and topic.topic in (
                          self.image_info, self.depth_info))}
             for connection, received, data in bag.messages({*self.stamps, *types}):
                 topic = connection.topic
-                if topic in self.stamps:  # without a stamp the time of recording is as good
+                if topic in self.stamps:  # without a stamp, the time of recording replaces it
                     if topic == self.depth.name:
-                        self._look_for_clipping(data)
+                        self._update_clipping(data)
                     self.stamps[topic].append(stamp_of(data) or received)
                 elif types[topic] == TF or topic not in self.cameras:
                     try:
-                        self._take(topic, parse(read_message, data, types[topic], DataError))
+                        self._add(topic, parse(read_message, data, types[topic], DataError))
                     except (DataError, ValueError) as error:
                         self.left_out[self.left_out.cause(error, topic)] += 1
 
-    def _look_for_clipping(self, data: bytes) -> None:
-        """At every so many depth images."""
-        every = max(1, self.depth.count // LIMIT_FRAMES)
+    def _update_clipping(self, data: bytes) -> None:
+        """Count clipped pixels in about `CLIPPING_FRAMES` of the depth images."""
+        every = max(1, self.depth.count // CLIPPING_FRAMES)
         if self.is_image and len(self.stamps[self.depth.name]) % every == 0:
-            with suppress(DataError):  # it is counted when its frame is read
-                self.clipping.look(self._metres(
+            with suppress(DataError):  # counted when the frame is read
+                self.clipping.update(self._metres(
                     parse(read_message, data, self.depth.type, DataError)))
 
-    def _take(self, topic: str, message: Any) -> None:
-        """Keep a camera_info, or transforms."""
+    def _add(self, topic: str, message: Any) -> None:
+        """Store a camera_info, or transforms."""
         if hasattr(message, 'transforms'):
             for problem in self.tree.add_message(message, static=topic.endswith('tf_static')):
                 self.left_out[f'transform: {problem}'] += 1
@@ -220,17 +221,17 @@ class _Bag:
         self.cameras[topic] = CameraModel.from_info(
             message, self.depth_rectified if topic == self.depth_info else self.options.rectified)
 
-    def find(self, positions: Sequence[int]) -> Iterator[tuple[int, Callable[[], Frame]]]:
-        """Second pass; only what still waits for its partner is held, and not decoded."""
-        wanted = {key: position for position in positions for key in zip(
+    def decoders(self, positions: Sequence[int]) -> Iterator[tuple[int, Callable[[], Frame]]]:
+        """Pair the messages of some positions in a second pass, undecoded; see `Recording`."""
+        position_of = {key: position for position in positions for key in zip(
             self.stamps, self.pairs[position], strict=True)}
-        seen: Counter[str] = Counter()
+        index: Counter[str] = Counter()
         waiting: dict[int, dict[str, tuple[str, bytes]]] = defaultdict(dict)
         with Bag(self.path) as bag:
             for connection, _, data in bag.messages(set(self.stamps)):
                 topic = connection.topic
-                position = wanted.get((topic, seen[topic]))
-                seen[topic] += 1
+                position = position_of.get((topic, index[topic]))
+                index[topic] += 1
                 if position is None:
                     continue
                 waiting[position][topic] = connection.msgtype, data
@@ -243,20 +244,20 @@ class _Bag:
         rgb = np.ascontiguousarray(to_rgb(image))
         check_size(self.camera, *rgb.shape[:2],
                    file='--camera-info' if self.options.camera else '')
-        return Frame(rgb, self._measured(depth, image, *rgb.shape[:2]), self.camera,
+        return Frame(rgb, self._register(depth, image, *rgb.shape[:2]), self.camera,
                      self.moments[position])
 
     def _metres(self, message: Any) -> Float32:
-        """Depth of a depth image, on its own pixels."""
-        stored = str(getattr(message, 'encoding', getattr(message, 'format', '')))
-        return self.options.metres(to_depth(message), integer='32FC1' not in stored)
+        """Convert a depth image to metres, without registration."""
+        encoding = str(getattr(message, 'encoding', getattr(message, 'format', '')))
+        return self.options.metres(to_depth(message), integer='32FC1' not in encoding)
 
-    def _measured(self, message: Any, image: Any, height: int, width: int) -> Float32:
-        """Depth on the image's pixels."""
+    def _register(self, message: Any, image: Any, height: int, width: int) -> Float32:
+        """Register depth, a cloud or a scan to the image's pixels."""
         frame, target = (frame_name(m.header.frame_id) for m in (message, image))
         camera, depth_camera = self.camera, self.depth_camera
         if self.is_image:
-            depth = self.clipping.removed(self._metres(message))
+            depth = self.clipping.remove(self._metres(message))
             same_frame = frame == target or not (frame and target)
             if same_frame and same_view(depth_camera, camera):
                 return of_same_view(depth, height, width)
@@ -273,78 +274,78 @@ class _Bag:
             points *= self.options.unit or 1.0
         transform, _ = self.tree.lookup_between(
             target, nanoseconds(image.header.stamp), frame, nanoseconds(message.header.stamp),
-            tolerance=_LATE_TRANSFORM)
+            tolerance=_TRANSFORM_TOLERANCE)
         return rasterize(transform.apply(points), camera)
 
 
 def _topics_of(path: str | Path, options: Options) -> tuple[CameraTopics, BagTopic]:
-    """The camera and what measures depth; what this package has written measures nothing."""
+    """Find the topics of the camera and of measured depth, which language depth is not."""
     with Bag(path) as bag:
-        topics, written = bag.topics, language_depth_topics(bag)
-    asked = topic_name(options.depth) if options.depth else ''
-    passed_over = {*written, options.said} - {asked}
-    topics = [topic for topic in topics if topic.name not in passed_over]
-    images = camera_topics([t for t in topics if t.name != asked], options.image, '--image TOPIC')
+        topics, language = bag.topics, language_depth_topics(bag)
+    depth = topic_name(options.depth) if options.depth else ''
+    excluded = {*language, options.excluded_topic} - {depth}
+    topics = [topic for topic in topics if topic.name not in excluded]
+    images = camera_topics([t for t in topics if t.name != depth], options.image, '--image TOPIC')
     return images, depth_topic(
         topics, images.image, options.depth, registered=options.depth_camera is None)
 
 
 def depth_topic(
-    topics: Sequence[BagTopic], image: str, wanted: str = '', *, registered: bool = True,
+    topics: Sequence[BagTopic], image: str, name: str = '', *, registered: bool = True,
 ) -> BagTopic:
-    """Find what measures depth in a bag.
+    """Find the topic of measured depth in a bag.
 
     Args:
         topics: of the bag.
-        image: the camera's topic, which is none.
-        wanted: topic to use, `/compressedDepth` may lack; empty: the only depth image, else the
-            only cloud, else the only scan.
-        registered: of several depth images, take the one that is registered by its name; else,
-            because the camera of the depth is given, the one that is not.
+        image: topic of the camera's images.
+        name: topic to use, with or without `/compressedDepth`; '': the only depth image, else
+            the only cloud, else the only scan.
+        registered: of several depth images, prefer one whose name says registered; False prefers
+            another, because the depth camera is given.
 
     Raises:
-        RecordingError: none, several, or not the one asked for.
+        RecordingError: there is no such topic, or there are several.
 
     """
-    known = [t for t in topics if t.count and t.name.removesuffix('/compressed') != image
+    sensors = [t for t in topics if t.count and t.name.removesuffix('/compressed') != image
              and t.type in (IMAGE, COMPRESSED_IMAGE, POINT_CLOUD, SCAN)]
-    images = [t for t in known if t.type in (IMAGE, COMPRESSED_IMAGE)]
-    found = [t for t in known if t.name.removesuffix('/compressedDepth') == topic_name(wanted)] \
-        if wanted else next(filter(None, (
+    images = [t for t in sensors if t.type in (IMAGE, COMPRESSED_IMAGE)]
+    matches = [t for t in sensors if t.name.removesuffix('/compressedDepth') == topic_name(name)] \
+        if name else next(filter(None, (
             [t for t in images if 'depth' in t.name and t.content != PICTURE],
-            # By its encoding: other maps of numbers are called so.
+            # By encoding alone, except names of other numeric maps.
             [t for t in images if t.content == DEPTH
              and not any(word in t.name for word in NOT_PHOTOGRAPHS)],
-            *([t for t in known if t.type == kind] for kind in (POINT_CLOUD, SCAN)),
-            # Nothing but a picture: its frames say why they cannot be read.
-            [t for t in known if 'depth' in t.name])), [])
-    by_name = [t for t in found if is_registered(t.name) is registered]
-    for candidates in (by_name, [t for t in found if t.type == IMAGE], found):
+            *([t for t in sensors if t.type == kind] for kind in (POINT_CLOUD, SCAN)),
+            # A picture of depth: the error of its frames gives the reason.
+            [t for t in sensors if 'depth' in t.name])), [])
+    by_name = [t for t in matches if is_registered(t.name) is registered]
+    for candidates in (by_name, [t for t in matches if t.type == IMAGE], matches):
         if len(candidates) == 1:
             return candidates[0]
-    if found:
+    if matches:
         raise RecordingError(
-            f'The bag has several sources of depth: {", ".join(t.name for t in found)}. Choose '
+            f'The bag has several sources of depth: {", ".join(t.name for t in matches)}. Choose '
             'one with --depth TOPIC.')
     raise RecordingError(
-        f"The bag has no depth{f' on {wanted!r}' if wanted else ''}: record a depth image (its "
+        f"The bag has no depth{f' on {name!r}' if name else ''}: record a depth image (its "
         'topic named depth), PointCloud2 or LaserScan beside the camera, or name it with --depth '
-        f'TOPIC. It has: {", ".join(topic.name for topic in known) or "none"}'
+        f'TOPIC. It has: {", ".join(topic.name for topic in sensors) or "none"}'
         f'{unread_sensors(topics)}.')
 
 
 def written_depth(path: str | Path) -> str:
-    """Topic of depth that this package has written into a bag; '' where there is none.
+    """Return the topic of language depth that this package wrote into a bag; '' without one.
 
     Raises:
-        DepthClipError: the bag cannot be read, or there is depth of several cameras.
+        DepthClipError: the bag cannot be read, or has language depth of several cameras.
 
     """
     with Bag(path) as bag:
         counts = {topic.name: topic.count for topic in bag.topics}
-        found = sorted(name for name in language_depth_topics(bag) if counts[name]
+        names = sorted(name for name in language_depth_topics(bag) if counts[name]
                        and name.removesuffix('/compressedDepth').endswith('depth/image'))
-    if len(found) > 1:
-        raise RecordingError(f'{path} holds depth of several cameras: {", ".join(found)}. Choose '
+    if len(names) > 1:
+        raise RecordingError(f'{path} holds depth of several cameras: {", ".join(names)}. Choose '
                              'one with --said TOPIC, and its camera with --image TOPIC.')
-    return found[0] if found else ''
+    return names[0] if names else ''

@@ -22,7 +22,7 @@ from ..sources import depth_maps
 from ..sources.camera_info import CameraCalibration
 from ..sources.pictures import SUFFIXES, read_picture
 from .recordings import (
-    LIMIT_FRAMES,
+    CLIPPING_FRAMES,
     Clipping,
     Frame,
     LeftOut,
@@ -49,18 +49,18 @@ if TYPE_CHECKING:
 
     from .recordings import Float32
 
-# Names of folders beside each other, as data sets and phones have them.
+# Names of folders beside each other in data sets and exports of phones.
 IMAGE_FOLDERS, DEPTH_FOLDERS = ('rgb', 'color', 'colour', 'images', 'image'), ('depth', 'depths')
 _EXPORT = ('export images into rgb/, and depth under the same names into depth/, as PNG of 16 '
            'bits in millimetres or .npy in metres')
 # Beside, or in place of, such folders.
 _VIDEOS = ('.mp4', '.mov', '.avi', '.mkv')
 _ARCHIVES = ('.zip', '.tar', '.tgz', '.gz', '.7z')
-_OTHER_MAPS = ('.depth', '.exr', '.dpt')
-# What names have around that which image and depth have in common.
+_UNREAD_MAPS = ('.depth', '.exr', '.dpt')
+# Words that names of images and depth maps do not have in common.
 _WORDS = re.compile(r'(?i)rgb|(_to_)?colou?r|depth|image|img|frame|aligned|registered')
-# Names that are numbers above the first are times since 1970, in seconds, and above the others in
-# milli-, micro- and nanoseconds; below it they are counts.
+# Numbers above the first are times since 1970 in seconds, above the others in milli-, micro- and
+# nanoseconds; smaller numbers are counts.
 _CLOCKS = (1e6, 1.0), (1e11, 1e-3), (1e14, 1e-6), (1e17, 1e-9)
 _NANOSECOND_DIGITS = 9
 
@@ -69,9 +69,9 @@ class Files(NamedTuple):
     """Images and depth maps of a folder.
 
     Attributes:
-        images: by what their names have beside words as `rgb`.
-        depths: likewise.
-        described: where they lie, in words.
+        images: paths by name, without words such as `rgb`.
+        depths: paths by name, without words such as `depth`.
+        described: their folders, in words.
 
     """
 
@@ -81,12 +81,12 @@ class Files(NamedTuple):
 
 
 def files_beside(path: Path, *, registered: bool = True) -> Files | None:
-    """Images and depth maps in two folders of usual names, `rgb/` and `depth/` and the like.
+    """Find images and depth maps in two folders such as `rgb/` and `depth/`; None without them.
 
     Args:
-        path: of the folder that holds them.
-        registered: of several folders of depth, take the one that is registered by its name;
-            else, because the camera of the depth is given, the one that is not.
+        path: of their parent folder.
+        registered: of several folders of depth, prefer one whose name says registered; False
+            prefers another, because the depth camera is given.
 
     Raises:
         RecordingError: two files are of one frame, or a folder holds other files.
@@ -95,24 +95,24 @@ def files_beside(path: Path, *, registered: bool = True) -> Files | None:
     names = _folders_in(path, registered=registered)
     if names is None:
         return None
-    images, depths = (_files_of(path / name, what, kinds) for name, what, kinds in zip(
+    images, depths = (_files_of(path / name, kind, suffixes) for name, kind, suffixes in zip(
         names, ('picture', 'depth map'), (SUFFIXES, depth_maps.SUFFIXES), strict=True))
     return Files(images, depths, '/ with '.join(names) + '/')
 
 
-def _files_of(folder: Path, what: str, suffixes: Collection[str]) -> dict[str, Path]:
-    """Files below a folder, see `_by_name`; what else it holds is said where there are none."""
+def _files_of(folder: Path, kind: str, suffixes: Collection[str]) -> dict[str, Path]:
+    """Find files below a folder, see `_by_name`; without any, raise an error with its content."""
     entries = [entry for entry in folder.rglob('*') if not entry.is_dir()]
     if files := _by_name(folder, entries, suffixes):
         return files
     counts = Counter(entry.suffix.lower() or 'without a suffix' for entry in entries)
-    rest = ', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))
-    raise RecordingError(f'{folder} holds no {what} ({", ".join(sorted(suffixes))}) but '
+    rest = ', '.join(f'{count} {suffix}' for suffix, count in sorted(counts.items()))
+    raise RecordingError(f'{folder} holds no {kind} ({", ".join(sorted(suffixes))}) but '
                          f'{rest or "nothing"}. Unpack or convert what is there.')
 
 
 def _folders_in(path: Path, *, registered: bool = True) -> tuple[str, str] | None:
-    """Names of the folders of images and of depth, see `files_beside`."""
+    """Return the names of the folders of images and of depth, see `files_beside`."""
     folders = {entry.name.lower(): entry.name for entry in path.glob('*') if entry.is_dir()}
     by_name = sorted(name for name in folders if 'depth' in name and is_registered(name))
     usual = [name for name in DEPTH_FOLDERS if name in folders]
@@ -122,7 +122,7 @@ def _folders_in(path: Path, *, registered: bool = True) -> tuple[str, str] | Non
 
 
 def files_mixed(path: Path) -> Files | None:
-    """Images and depth maps in one folder, or in its folders; these have `depth` in their names.
+    """Find images and depth maps in one folder or its sub-folders, by `depth` in their names.
 
     Raises:
         RecordingError: two files are of one frame.
@@ -136,16 +136,14 @@ def files_mixed(path: Path) -> Files | None:
 
 
 def of_folder(path: Path, files: Files, options: Options) -> Recording:
-    """Images and depth maps of the same names, `camera.yaml`, and `depth_camera.yaml`.
+    """Open images and depth maps of the same names, `camera.yaml`, and `depth_camera.yaml`.
 
-    The second is of another camera that measured depth: it is brought onto the images, as though
-    both cameras stood in one place.
-
-    Folders below are sequences. Names that are times, as in TUM's data, are paired by time; where
-    no name is the same, but the first number in it is, as in Redwood's data, that counts.
+    Depth of a second camera (`depth_camera.yaml`) is registered to the images as though both
+    cameras were in one place. Sub-folders are sequences. Names that are times, as in TUM's data,
+    are paired by time; names without a match by their first number, as in Redwood's data.
 
     Raises:
-        DepthClipError: no pairs, or a wrong calibration.
+        DepthClipError: there are no pairs, or a camera file is wrong.
 
     """
     camera, depth_camera = _cameras(path, options)
@@ -174,15 +172,15 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
         return options.metres(measured(values), integer=values.dtype.kind == 'u')
 
     clipping = Clipping()
-    for position in spread_evenly(len(pairs), LIMIT_FRAMES):
-        with contextlib.suppress(DataError):  # it is counted when its frame is read
-            clipping.look(metres(position))
+    for position in spread_evenly(len(pairs), CLIPPING_FRAMES):
+        with contextlib.suppress(DataError):  # counted when the frame is read
+            clipping.update(metres(position))
 
     def frame(position: int) -> Frame:
-        # As it is stored: what its EXIF says of turning, was not done to the depth.
+        # As stored: the rotation in its EXIF was not applied to the depth.
         rgb = np.ascontiguousarray(
             read_picture(images[pairs[position][0]], upright=False)[..., ::-1])
-        depth = clipping.removed(metres(position))
+        depth = clipping.remove(metres(position))
         check_size(camera, *rgb.shape[:2], file='--camera-info' if options.camera else str(
             path / 'camera.yaml'))
         if camera is None or depth_camera is None or same_view(depth_camera, camera):
@@ -199,7 +197,7 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
             f'With 25 mm between them, edges at 1 m lie {0.025 * camera.K[0, 0]:.0f} pixels '
             'aside: a bag with /tf_static knows better.')
     return Recording(
-        str(path), described, moments, partial(_each, frame), LeftOut({
+        str(path), described, moments, partial(_decoders, frame), LeftOut({
             'images without depth': len(images) - len(pairs),
             'depth without an image': len(depths) - len(pairs)}), timed,
         notes=notes,
@@ -207,15 +205,15 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
 
 
 def knows_depth_camera(path: Path, options: Options) -> bool:
-    """Whether it is said which camera measured the depth of a folder."""
+    """Whether the options or a file give the depth camera of a folder."""
     return options.depth_camera is not None or (path / 'depth_camera.yaml').exists()
 
 
 def _cameras(path: Path, options: Options) -> tuple[CameraModel | None, CameraModel | None]:
-    """Of the images, and of another camera that measured depth; None where nothing is known.
+    """Read the cameras of the images and of the depth; None without a file or option.
 
     Raises:
-        DepthClipError: a calibration is none; or that of the depth camera is known alone.
+        DepthClipError: a file is no camera's, or the depth camera alone is given.
 
     """
     camera, depth = options.camera, options.depth_camera
@@ -235,7 +233,7 @@ def _cameras(path: Path, options: Options) -> tuple[CameraModel | None, CameraMo
 
 
 def _by_name(folder: Path, paths: Iterable[Path], suffixes: Iterable[str]) -> dict[str, Path]:
-    """Files below a folder by what their names have in common; numbers in their order."""
+    """Index files below a folder by their names without words, in the order of their numbers."""
     files: dict[str, Path] = {}
     for path in paths:
         if path.suffix.lower() not in suffixes or path.name.startswith('.'):
@@ -256,27 +254,27 @@ def _examples(files: dict[str, Path]) -> str:
 
 
 def _times(names: Sequence[str], notes: list[str]) -> dict[str, float]:
-    """Times since 1970 of the names that are such [s].
+    """Parse the names that are times since 1970 [s].
 
     Args:
         names: of images and of depth maps.
-        notes: to which it is added that nanoseconds lack their zeros.
+        notes: receives a sentence if nanoseconds lack their leading zeros.
 
     """
-    found = {name: re.fullmatch(r'(\d+)(?:\.(\d*))?', name) for name in names}
-    fractions = {match[2] for match in found.values() if match and match[2]}
+    matches = {name: re.fullmatch(r'(\d+)(?:\.(\d*))?', name) for name in names}
+    fractions = {match[2] for match in matches.values() if match and match[2]}
     lengths = {len(fraction) for fraction in fractions}
-    # A program has put a point between two whole numbers: nine decimals are more than floating
-    # point has of such a time, and one in ten fractions would begin with a zero.
-    whole = max(lengths, default=0) == _NANOSECOND_DIGITS and len(lengths) > 1 and not any(
+    # A point between two integers: such a time in floating point has fewer than nine decimals, and
+    # one in ten fractions would begin with a zero.
+    unpadded = max(lengths, default=0) == _NANOSECOND_DIGITS and len(lengths) > 1 and not any(
         fraction.startswith('0') for fraction in fractions - {'0'})
-    if whole:
-        name = next(name for name, match in found.items()
+    if unpadded:
+        name = next(name for name, match in matches.items()
                     if match and len(match[2] or '') < _NANOSECOND_DIGITS)
         notes.append(f'Names are seconds and nanoseconds without their zeros: {name} is read as '
                      f'{_with_zeros(name)}.')
-    times = {name: _seconds(_with_zeros(name) if whole else name)
-             for name, match in found.items() if match}
+    times = {name: _seconds(_with_zeros(name) if unpadded else name)
+             for name, match in matches.items() if match}
     return {name: time for name, time in times.items() if time is not None}
 
 
@@ -286,9 +284,9 @@ def _with_zeros(name: str) -> str:
 
 
 def _seconds(number: str) -> float | None:
-    """The time since 1970 that a number is; None for one that is no time."""
-    return next((float(number) * unit for least, unit in reversed(_CLOCKS)
-                 if float(number) > least), None)
+    """Convert a number to seconds since 1970; None for a number that is no time."""
+    return next((float(number) * unit for minimum, unit in reversed(_CLOCKS)
+                 if float(number) > minimum), None)
 
 
 def _pairs_in_time(
@@ -300,9 +298,9 @@ def _pairs_in_time(
 
 
 def _pairs_by_name(images: Collection[str], depths: Collection[str]) -> list[tuple[str, str]]:
-    """The same name; where there is none the same first number, if no two have it in a folder.
+    """Pair equal names, else equal first numbers if they are unique in a folder.
 
-    Where times stand behind the numbers these count, because each camera counts its own frames.
+    Times behind the numbers take precedence, because each camera counts its own frames.
     """
     if set(images) != set(depths) and (pairs := _pairs_by_counts_and_times(images, depths)):
         return pairs
@@ -317,29 +315,29 @@ def _pairs_by_name(images: Collection[str], depths: Collection[str]) -> list[tup
 def _pairs_by_counts_and_times(
     images: Iterable[str], depths: Iterable[str],
 ) -> list[tuple[str, str]]:
-    """Pairs of names as 0000002-000000033369; none where a name is another, or is no time."""
+    """Pair names such as 0000002-000000033369 by time; no pairs if any name has another form."""
     pairs = []
     first, second = (_by_folder(names) for names in (images, depths))
     for folder in first:
         times: list[dict[int, str]] = []
         for names in (first[folder], second.get(folder, [])):
-            found = [re.fullmatch(r'(\d+)[-_](\d{6,})', name) for name in names]
+            matches = [re.fullmatch(r'(\d+)[-_](\d{6,})', name) for name in names]
             numbers = sorted((int(match[1]), int(match[2]), name)
-                             for match, name in zip(found, names, strict=True) if match)
+                             for match, name in zip(matches, names, strict=True) if match)
             ordered = all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(numbers))
             if not (numbers and ordered and len(numbers) == len(names)):
                 return []
             times.append({time: f'{folder}{name}' for _, time, name in numbers})
-        stamps, others = map(list, times)
-        # Their unit is not known: an image and its depth are nearer than two images.
-        step = float(np.median(np.diff(stamps))) if len(stamps) > 1 else 0.0
-        pairs += [(times[0][stamps[i]], times[1][others[j]])
-                  for i, j in nearest_pairs(stamps, others, step / 2)]
+        image_stamps, depth_stamps = map(list, times)
+        # Their unit is unknown, but an image and its depth are nearer than two images.
+        step = float(np.median(np.diff(image_stamps))) if len(image_stamps) > 1 else 0.0
+        pairs += [(times[0][image_stamps[i]], times[1][depth_stamps[j]])
+                  for i, j in nearest_pairs(image_stamps, depth_stamps, step / 2)]
     return pairs
 
 
 def _by_folder(names: Iterable[str]) -> dict[str, list[str]]:
-    """Last parts of names by the folder before them, which ends with its slash."""
+    """Group the last parts of names by their folder, which ends with its slash."""
     folders: dict[str, list[str]] = {}
     for name in names:
         folder, slash, last = name.rpartition('/')
@@ -353,14 +351,14 @@ def _first_number(name: str) -> str:
     return f'{folder}/{int(digits[0])}' if digits else name
 
 
-def _each(
+def _decoders(
     frame: Callable[[int], Frame], positions: list[int],
 ) -> Iterator[tuple[int, Callable[[], Frame]]]:
     return ((position, partial(frame, position)) for position in positions)
 
 
 def _next_step(path: Path) -> str:
-    """What makes a folder readable, as the beginning of a sentence; '' if nothing is known."""
+    """Return a sentence on how to make a folder readable, with a space behind it, or ''."""
     entries = sorted(path.glob('*'))
     folders = [entry.name for entry in entries if entry.is_dir()]
     if nested := [name for name in folders if _folders_in(path / name)]:
@@ -372,8 +370,8 @@ def _next_step(path: Path) -> str:
     packed = [entry.name for entry in entries if entry.suffix.lower() in _ARCHIVES]
     if packed:
         return f'It holds {", ".join(packed[:3])}: unpack them. '
-    if other := [file for file in path.glob('**/*') if file.suffix.lower() in _OTHER_MAPS]:
-        return f'{other[0]} is not read as depth: {_EXPORT}. '
+    if maps := [file for file in path.glob('**/*') if file.suffix.lower() in _UNREAD_MAPS]:
+        return f'{maps[0]} is not read as depth: {_EXPORT}. '
     if any('depth' in name.lower() for name in folders):
         return (f'Its folders are {", ".join(folders[:6])}: rename that of the images to rgb, and '
                 'that of the depth to depth. ')
@@ -381,10 +379,10 @@ def _next_step(path: Path) -> str:
 
 
 def training_split(path: Path, options: Options) -> Recording:
-    """Of a data set that `evaluation.datasets` knows, one sequence a scene.
+    """Open the training split of a data set of `evaluation.datasets`; a scene is a sequence.
 
     Raises:
-        RecordingError: it is none, or has no such split.
+        RecordingError: the path is no data set, or it has no training split.
 
     """
     from ..evaluation.datasets import open_dataset
@@ -432,5 +430,5 @@ def training_split(path: Path, options: Options) -> Recording:
             camera = CameraModel.pinhole(rgb.shape[1], rgb.shape[0], focal)
         return Frame(rgb, depth, camera, moments[position], image_digest(pair.rgb))
 
-    return Recording(str(data.path), described, moments, partial(_each, frame), timed=False,
+    return Recording(str(data.path), described, moments, partial(_decoders, frame), timed=False,
                      split=described)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fit needs to know of every frame: the network's answer, and the depth to be reached."""
+"""The regression problem of a calibration: per frame the network's output and the target depth."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from .recordings import Frame
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-MOST_FOLDS = 10
-FEWEST_FRAMES, FEWEST_BLOCKS = 8, 3
-# Pixels a patch that its depth is found from, and pixels a frame that errors are measured at.
-PIXELS_A_PATCH, PIXELS_A_FRAME = 64, 400
-# How strongly a patch's depth is drawn to the mean of its own pixels, against what the upsampled
-# picture wants: next to nothing where pixels are dense, enough where they are sparse.
-DRAWN = 0.03
-FARTHEST = 2.0  # times its own mean that a patch's depth may be off for the picture's sake
-LEAST_DEPTH, LARGEST_DEPTH = 0.05, 200.0  # m; what is beyond is no measurement
+MAX_FOLDS = 10
+MIN_FRAMES, MIN_BLOCKS = 8, 3
+# Pixels from which the target depth of a patch is fitted; pixels of a frame that errors count.
+PIXELS_PER_PATCH, PIXELS_PER_FRAME = 64, 400
+# Ridge parameter that shrinks the depth of a patch to the mean of its pixels: negligible where
+# pixels are dense, sufficient where they are sparse.
+RIDGE = 0.03
+MAX_RATIO = 2.0  # of the target depth of a patch to the mean of its pixels, and its inverse
+MIN_DEPTH, MAX_DEPTH = 0.05, 200.0  # m; depth beyond is no measurement
 
 
 class Target(NamedTuple):
-    """Depth of one frame that a fit is to reach.
+    """Target depth of one frame.
 
     Attributes:
-        patches: (P,) metres that, upsampled, come nearest to the measured depth by least squares;
-            NaN where nothing is measured.
-        pixels: (S, P), the share of each patch in the upsampled depth of S measured pixels.
-        truth: (S,) metres there.
+        patches: (P,) metres whose upsampled map fits the measured depth by least squares; NaN in
+            patches without a measured pixel.
+        pixels: (S, P) upsampling weights of the patches at S measured pixels.
+        truth: (S,) measured depth of these pixels in metres.
 
     """
 
@@ -52,45 +52,45 @@ class Target(NamedTuple):
 
 
 class Problem:
-    """All frames as one regression, whose folds are groups of sequences.
+    """All frames of a recording as one regression problem, with folds of whole sequences.
 
-    Frames are F, passes beside each other (the second mirrored), patches P = h w.
+    F counts frames, `passes` an image and its mirror image (1 or 2), P = h w patches.
 
     Attributes:
         count: number of frames.
         blocks: number of sequences.
         folds: number of folds.
-        fold: (F,) of every frame.
-        digests: of the images.
+        fold: (F,) fold of every frame.
+        digests: fingerprints of the images.
         trunk: F maps (passes, C', h, w), float16.
-        weights: (F, K, h, w) of the words, without mirroring.
-        spread: (F, h, w) of the bins over their mean, likewise.
-        rays: (F, passes, 2, h, w), x and y of the patches' centres at z = 1. Of an unknown camera
-            the mean of those that are known.
-        view: `rays` and `bounds` of a `Calibration`, from the cameras that are known.
-        camera_known: whether any is.
-        ratio: (F,) focal ratio; of an unknown camera the geometric mean of the others'.
-        language: (F, passes, P) log depth by words.
-        base: the same with the focal ratio.
-        target: (F, passes, P) log depth to be reached.
-        weight: (F, passes, P) of it.
-        pixels: (F S, F P), of a patch in each pixel that is measured.
-        truth: (F, S) metres there.
+        weights: (F, K, h, w) weights of the words in the unmirrored image.
+        spread: (F, h, w) standard deviation of the bins over their mean, unmirrored.
+        rays: (F, passes, 2, h, w), x and y of the patches' centres at z = 1. A frame without a
+            camera has the mean over the other frames.
+        camera_arrays: `rays` and `bounds` of a `Calibration`, from the frames with a camera.
+        camera_known: whether any frame has a camera.
+        focal_ratio: (F,); a frame without a camera has the geometric mean over the others.
+        language: (F, passes, P) log language depth.
+        base: `language` plus the logarithm of the focal ratio.
+        target: (F, passes, P) target log depth.
+        weight: (F, passes, P) weight of each target.
+        pixels: (F S, F P) upsampling weights of the patches at the measured pixels.
+        truth: (F, S) measured depth of these pixels in metres.
 
     """
 
     def __init__(self, estimator: DepthEstimator, frames: Iterable[Frame]) -> None:
-        """Look at every frame; nothing of its pixels is kept.
+        """Run the network on every frame; the images are not stored.
 
         Raises:
-            CalibrationError: there are too few frames with depth, or too few sequences.
-            CameraInfoError: a camera is not for images of that size.
+            CalibrationError: too few frames have depth, or there are too few sequences.
+            CameraInfoError: a camera is for images of another size.
 
         """
         config, grid = estimator.config, estimator.grid
         text = torch.from_numpy(estimator.text_features).to(estimator.device)
         bins = torch.tensor(config.bins, device=estimator.device)
-        found: dict[str, list[Any]] = defaultdict(list)
+        records: dict[str, list[Any]] = defaultdict(list)
         targets: list[Target] = []
         empty = 0
         for frame in frames:
@@ -100,11 +100,11 @@ class Problem:
                 continue
             targets.append(target)
             maps, camera = estimator.maps([frame.rgb]), frame.camera
-            weights, depth, spread = read_out(
+            weights, language, spread = read_out(
                 similarity_logits(maps.features, text, config.temperature), bins)
             for name, value in {
-                    'depth': depth.cpu().numpy(), 'weights': weights[0].cpu().numpy(),
-                    'spread': (spread[0] / depth[0]).cpu().numpy(),
+                    'depth': language.cpu().numpy(), 'weights': weights[0].cpu().numpy(),
+                    'spread': (spread[0] / language[0]).cpu().numpy(),
                     'trunk': maps.trunk.half().cpu().numpy(),
                     'camera': np.full((*grid, 2), np.nan, np.float32) if camera is None
                     else camera.patch_rays(*grid)[..., :2],
@@ -113,60 +113,61 @@ class Problem:
                         config.input_size),
                     'sequence': frame.moment.sequence, 'adjacent': frame.moment.adjacent,
                     'digest': frame.digest or image_digest(frame.rgb)}.items():
-                found[name].append(value)
-        self.count, self.blocks = len(targets), len(set(found['sequence']))
-        if self.count < FEWEST_FRAMES or self.blocks < FEWEST_BLOCKS:
+                records[name].append(value)
+        self.count, self.blocks = len(targets), len(set(records['sequence']))
+        if self.count < MIN_FRAMES or self.blocks < MIN_BLOCKS:
             raise CalibrationError(
                 f'{self.count} frames in {self.blocks} sequences have depth ({empty} more have '
-                f'none); at least {FEWEST_FRAMES} in {FEWEST_BLOCKS} are needed, to test on '
+                f'none); at least {MIN_FRAMES} in {MIN_BLOCKS} are needed, to test on '
                 'others than were fitted to. Record longer, and in several rooms; 60 are good.')
-        self.folds = min(MOST_FOLDS, self.blocks)
-        self.fold = _folds(found['sequence'], self.folds)
-        self._sequence, self._adjacent = found['sequence'], found['adjacent']
-        self.digests, self.trunk = found['digest'], found['trunk']
-        self.weights, self.spread = np.stack(found['weights']), np.stack(found['spread'])
-        said = np.stack(found['depth']).astype(np.float64)
-        self.passes, self.grid = said.shape[1], said.shape[2:]
-        self._set_cameras(np.stack(found['camera']), np.array(found['ratio']))
-        self.language = np.log(said).reshape(*said.shape[:2], -1)
-        self.base = self.language + np.log(self.ratio)[:, None, None]
+        self.folds = min(MAX_FOLDS, self.blocks)
+        self.fold = _folds(records['sequence'], self.folds)
+        self._sequence, self._adjacent = records['sequence'], records['adjacent']
+        self.digests, self.trunk = records['digest'], records['trunk']
+        self.weights, self.spread = np.stack(records['weights']), np.stack(records['spread'])
+        depth = np.stack(records['depth']).astype(np.float64)
+        self.passes, self.grid = depth.shape[1], depth.shape[2:]
+        self._set_cameras(np.stack(records['camera']), np.array(records['ratio']))
+        self.language = np.log(depth).reshape(*depth.shape[:2], -1)
+        self.base = self.language + np.log(self.focal_ratio)[:, None, None]
         self._set_targets(targets)
 
     def training(self, fold: int) -> NDArray[np.intp]:
-        """Numbers of the frames that a held-out fold is predicted from.
+        """Return the numbers of the frames that train the model of a held-out fold.
 
-        Those that adjoin it in time are on neither side: they show nearly the same, so that what
-        comes later would look better known than it is (hv-block cross-validation, Racine 2000).
+        Sequences that adjoin the fold in time train nothing, because they show nearly the same
+        views and would flatter the error (hv-block cross-validation, Racine 2000).
         """
         inside = {s for s, f in zip(self._sequence, self.fold, strict=True) if f == fold}
-        return np.flatnonzero([f != fold and inside.isdisjoint(near) for f, near in zip(
+        return np.flatnonzero([f != fold and inside.isdisjoint(adjacent) for f, adjacent in zip(
             self.fold, self._adjacent, strict=True)])
 
     def _set_cameras(self, cameras: Float32, ratio: Float64) -> None:
-        """Rays and focal ratios, from (F, h, w, 2) and (F,) with NaN where a camera is unknown."""
-        known = np.isfinite(cameras)
-        self.camera_known = bool(known.any())
-        mean = (np.where(known, cameras, 0).sum(axis=0)
-                / np.maximum(known.sum(axis=0), 1)).astype(np.float32)
-        finite = cameras[known.all(axis=-1)]
-        bounds = [finite.min(axis=0), finite.max(axis=0)] if len(finite) else np.zeros((2, 2))
-        self.view = {'rays': mean, 'bounds': np.array(bounds, np.float32)}
-        rays = np.where(known, cameras, mean)
+        """Set rays and focal ratios from (F, h, w, 2) and (F,); NaN in frames without a camera."""
+        valid = np.isfinite(cameras)
+        self.camera_known = bool(valid.any())
+        mean = (np.where(valid, cameras, 0).sum(axis=0)
+                / np.maximum(valid.sum(axis=0), 1)).astype(np.float32)
+        samples = cameras[valid.all(axis=-1)]
+        bounds = [samples.min(axis=0), samples.max(axis=0)] if len(samples) else np.zeros((2, 2))
+        self.camera_arrays = {'rays': mean, 'bounds': np.array(bounds, np.float32)}
+        rays = np.where(valid, cameras, mean)
         self.rays = np.moveaxis(
             np.stack([rays, mirrored_rays(rays)][:self.passes], axis=1), -1, 2)
-        self.ratio = np.where(np.isnan(ratio), geometric_mean(ratio[~np.isnan(ratio)]), ratio)
+        self.focal_ratio = np.where(
+            np.isnan(ratio), geometric_mean(ratio[~np.isnan(ratio)]), ratio)
 
     def _set_targets(self, targets: Sequence[Target]) -> None:
-        """Depth to be reached, and how much each patch counts."""
+        """Set target depth, and the weight of each patch."""
         self.pixels = block_diag([target.pixels for target in targets], format='csr')
         self.truth = np.stack([target.truth for target in targets])
         patches = np.stack([target.patches for target in targets]).astype(np.float64)
-        known = np.isfinite(patches)
-        scale = np.sqrt(np.nanmean(patches ** 2, axis=1, keepdims=True))
-        patches = np.where(known, patches, scale)
-        # Squared errors of log depth times squared depth are those of depth. Half of that, in
-        # the logarithm, is the compromise between the metrics; and no image counts for more.
-        weight = known * patches / scale
+        valid = np.isfinite(patches)
+        rms = np.sqrt(np.nanmean(patches ** 2, axis=1, keepdims=True))
+        patches = np.where(valid, patches, rms)
+        # Squared errors of log depth, weighted by squared depth, are squared errors of depth.
+        # Weights of depth are a compromise between the metrics. All images weigh the same.
+        weight = valid * patches / rms
         weight *= patches.shape[1] / weight.sum(axis=1, keepdims=True)
         self.target, self.weight = (
             np.stack([values, self.mirrored(values)][:self.passes], axis=1)
@@ -176,48 +177,48 @@ class Problem:
         self.base[~usable] = 0.0
 
     def mirrored(self, values: Float64) -> Float64:
-        """(F, P) of an image -> of its mirror image."""
+        """Mirror (F, P) maps from left to right."""
         return values.reshape(len(values), *self.grid)[..., ::-1].reshape(values.shape)
 
-    def scale(self, frames: NDArray[np.intp]) -> float:
-        """The one factor that fits some frames best, as a logarithm."""
+    def log_scale(self, frames: NDArray[np.intp]) -> float:
+        """Fit one factor of depth to some frames; return its logarithm."""
         weight = self.weight[frames]
         return float((weight * (self.target - self.base)[frames]).sum() / weight.sum())
 
     def mean_map(self, frames: NDArray[np.intp]) -> Float64:
-        """(passes, P): mean log depth of every patch in some frames, whatever the image."""
+        """Return the mean log depth (passes, P) of some frames, a predictor without an image."""
         weight, target = self.weight[frames], self.target[frames]
         total = float((weight * target).sum() / weight.sum())
         return np.asarray(
             ((weight * target).sum(axis=0) + 1e-3 * total) / (weight.sum(axis=0) + 1e-3))
 
     def depth(self, log_depth: Float64) -> Float64:
-        """(F, passes, P) -> (F, P) metres, the mean of the passes, the second mirrored back."""
+        """Average (F, passes, P) log depth over the passes, mirrored back, to (F, P) metres."""
         depth = np.exp(log_depth.clip(-10, 10))
         if self.passes == 1:
             return np.asarray(depth[:, 0])
         return np.asarray(0.5 * (depth[:, 0] + self.mirrored(depth[:, 1])))
 
     def upsampled(self, patches: Float64) -> Float64:
-        """(F, P) -> (F, S), at the pixels that are measured."""
+        """Upsample (F, P) patches to the (F, S) measured pixels."""
         return np.asarray((self.pixels @ patches.ravel()).reshape(self.truth.shape))
 
     def scores(self, log_depth: Float64) -> Float64:
-        """(F, 3) rmse in metres, delta 1 and rel of every frame, of (F, passes, P) log depth."""
+        """Score (F, passes, P) log depth: (F, 3) rmse in metres, delta 1 and rel of a frame."""
         depth, truth = self.upsampled(self.depth(log_depth)), self.truth
         ratio = np.maximum(depth / truth, truth / depth)
         return np.stack([
             np.sqrt(((depth - truth) ** 2).mean(axis=1)), (ratio < 1.25).mean(axis=1),
             (np.abs(depth - truth) / truth).mean(axis=1)], axis=1)
 
-    def fold_errors(self, log_depth: Float64) -> Float64:
-        """Rmse in metres of every fold, mean over its frames."""
+    def fold_rmse(self, log_depth: Float64) -> Float64:
+        """Return the rmse of every fold in metres, the mean over its frames."""
         errors = self.scores(log_depth)[:, 0]
         return np.array([errors[self.fold == fold].mean() for fold in range(self.folds)])
 
 
 def _folds(sequence: Sequence[int], folds: int) -> NDArray[np.int64]:
-    """Deal the sequences out to folds of about as many frames."""
+    """Assign whole sequences to folds of similar numbers of frames."""
     names, owner, counts = np.unique(sequence, return_inverse=True, return_counts=True)
     order = np.random.default_rng(0).permutation(len(names))
     load, fold = np.zeros(folds), np.empty(len(names), np.int64)
@@ -228,44 +229,44 @@ def _folds(sequence: Sequence[int], folds: int) -> NDArray[np.int64]:
 
 
 def target_of(depth: Float32, grid: Size, mode: str, seed: int) -> Target | None:
-    """The depth of patches that is best after upsampling.
+    """Fit the depth of patches whose upsampled map is nearest to measured depth.
 
     Args:
-        depth: (H, W) metres, NaN where unknown.
+        depth: (H, W) measured depth in metres, NaN where there is none.
         grid: (h, w) of the patches.
         mode: of upsampling.
-        seed: of the choice of pixels, where there are more than are needed.
+        seed: of the random sample of pixels, where there are more than needed.
 
     Returns:
-        None where nothing is measured at all.
+        The target; None if no pixel is measured.
 
     """
     h, w = grid
-    rows, columns = (shares(patches, pixels, mode).numpy().astype(np.float64)
-                     for patches, pixels in zip(grid, depth.shape, strict=True))
-    places = np.flatnonzero((depth >= LEAST_DEPTH) & (depth <= LARGEST_DEPTH))
-    if not len(places):
+    rows, columns = (shares(count, size, mode).numpy().astype(np.float64)
+                     for count, size in zip(grid, depth.shape, strict=True))
+    pixels = np.flatnonzero((depth >= MIN_DEPTH) & (depth <= MAX_DEPTH))
+    if not len(pixels):
         return None
     rng = np.random.default_rng(seed)
-    if len(places) > PIXELS_A_PATCH * h * w:
-        places = np.sort(rng.choice(places, PIXELS_A_PATCH * h * w, replace=False))
-    truth = depth.reshape(-1)[places].astype(np.float64)
-    matrix = kron(csr_matrix(rows), csr_matrix(columns), 'csr')[places]
-    r, c = np.divmod(places, depth.shape[1])
+    if len(pixels) > PIXELS_PER_PATCH * h * w:
+        pixels = np.sort(rng.choice(pixels, PIXELS_PER_PATCH * h * w, replace=False))
+    truth = depth.reshape(-1)[pixels].astype(np.float64)
+    matrix = kron(csr_matrix(rows), csr_matrix(columns), 'csr')[pixels]
+    r, c = np.divmod(pixels, depth.shape[1])
     nearest = rows.argmax(axis=1)[r] * w + columns.argmax(axis=1)[c]
     counts = np.bincount(nearest, minlength=h * w)
-    measured = counts > 0
+    valid = counts > 0
     means = np.bincount(nearest, np.log(truth), h * w) / np.maximum(counts, 1)
-    means = np.exp(np.where(measured, means, np.median(means[measured])))
-    drawn = DRAWN * len(places) / measured.sum()
-    patches = np.linalg.solve((matrix.T @ matrix).toarray() + drawn * np.eye(h * w),
-                              matrix.T @ truth + drawn * means)
-    patches = patches.clip(means / FARTHEST, means * FARTHEST)
-    chosen = rng.choice(len(places), PIXELS_A_FRAME, replace=len(places) < PIXELS_A_FRAME)
-    return Target(np.where(measured, patches, np.nan).astype(np.float32),
-                  matrix[chosen].astype(np.float32), truth[chosen].astype(np.float32))
+    means = np.exp(np.where(valid, means, np.median(means[valid])))
+    ridge = RIDGE * len(pixels) / valid.sum()
+    patches = np.linalg.solve((matrix.T @ matrix).toarray() + ridge * np.eye(h * w),
+                              matrix.T @ truth + ridge * means)
+    patches = patches.clip(means / MAX_RATIO, means * MAX_RATIO)
+    sample = rng.choice(len(pixels), PIXELS_PER_FRAME, replace=len(pixels) < PIXELS_PER_FRAME)
+    return Target(np.where(valid, patches, np.nan).astype(np.float32),
+                  matrix[sample].astype(np.float32), truth[sample].astype(np.float32))
 
 
 def geometric_mean(values: Float64) -> float:
-    """Mean of what is a factor; 1 of none."""
+    """Return the geometric mean of values; 1 for an empty array."""
     return math.exp(np.log(values).mean()) if len(values) else 1.0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings: images, and depth that was measured, on the same pixels.
+"""Recordings: images with measured depth on the same pixels.
 
-Of folders and of the data sets of `evaluation` in `folders`; of bags in `bags`.
+`folders` reads folders and the data sets of `evaluation`; `bags` reads bags.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ from ..sources.camera_info import CameraCalibration
 
 Float32 = NDArray[np.float32]
 
-#: A pause longer than this, and than ten usual steps, begins another sequence [s].
-LONGEST_STEP, USUAL_STEPS = 2.0, 10
-#: So many sequences are blocks themselves; fewer are cut in time.
-FEW_SEQUENCES, BLOCKS = 5, 10
-#: Depth maps of a recording that are looked at for the value at which its sensor clips.
-LIMIT_FRAMES = 64
-# Shares of the measured pixels that have exactly the largest value of all: of a sensor that clips
-# there 10 % and more, of others a millionth; where nearly all have it, nothing else was measured.
+#: A pause of more seconds and more median steps than these begins another sequence.
+PAUSE_SECONDS, PAUSE_STEPS = 2.0, 10
+#: At least five sequences are blocks themselves; fewer are cut in time, into ten blocks.
+MIN_SEQUENCES, BLOCKS = 5, 10
+#: Depth maps of a recording from which the clipping of its sensor is detected.
+CLIPPING_FRAMES = 64
+# Fraction of the measured pixels that have exactly the largest value: 10 % and more where a sensor
+# clips, a millionth where it does not; where nearly all have it, nothing else was measured.
 _CLIPPED = 0.01, 0.9
 
 
 class RecordingError(DepthClipError):
-    """A recording cannot be read, or holds nothing to calibrate from; says what to do."""
+    """A recording cannot be read, or holds nothing to calibrate from."""
 
 
 class Moment(NamedTuple):
-    """What is known of a frame before it is read."""
+    """Time, sequence and name of a frame, before it is read."""
 
-    time: float = 0.0  # seconds; counted from 0 where the source has no times
+    time: float = 0.0  # seconds; the frame's number where the source has no times
     sequence: int = 0
     name: str = ''
-    adjacent: tuple[int, ...] = ()  # sequences that end or begin where this one does, in time
+    adjacent: tuple[int, ...] = ()  # sequences just before and after this one in time
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """An image and the depth that was measured with it.
+    """An image with measured depth.
 
     Attributes:
         rgb: (H, W, 3) uint8.
-        depth: (H', W') float32 metres along the optical axis, NaN where there is none. Of the same
-            view as the image; it may be coarser, and sparse.
-        camera: that of the image; None where nothing is known of it.
-        moment: when and where. Frames of one sequence (a room, or a block of time of one drive)
-            look alike: a fit has all of them on one side, never some here and some there.
-        digest: `image_digest` of the image that `rgb` is a part of; '' where it is the whole.
+        depth: (H', W') float32 metres along the optical axis, NaN where there is none. It shows
+            the view of the image, and may be coarser and sparse.
+        camera: of the image; None if unknown.
+        moment: time and sequence. Frames of one sequence (a room, or a piece of a drive in time)
+            look alike, so that cross-validation never divides it.
+        digest: fingerprint of the image that `rgb` is cropped from; '' without a crop.
 
     """
 
@@ -72,19 +72,19 @@ class Frame:
 
 @dataclass(frozen=True)
 class Options:
-    """How a recording is to be read.
+    """Options for reading a recording.
 
     Attributes:
         image: topic of the images, where a bag has several cameras.
-        depth: topic of depth images, clouds or scans; '': what is there.
+        depth: topic of depth images, clouds or scans; '': the only one.
         tolerance: largest difference of the times of an image and its depth [s].
-        camera: of the images, instead of the recording's own.
-        rectified: the images are rectified.
-        depth_camera: of depth images, instead of the recording's own.
-        depth_rectified: depth images are; None: those are whose topic says so (`rect`).
-        unit: what a stored unit of depth is, in metres; 0: as its encoding or file says.
-        protocol: of a data set: what of its images is seen; '': all.
-        said: topic of depth that was not measured, which is passed over.
+        camera: of the images, in place of the recording's.
+        rectified: whether the images are rectified.
+        depth_camera: of the depth images, in place of the recording's.
+        depth_rectified: whether the depth images are rectified; None: by `rect` in their topic.
+        unit: metres of one stored unit of depth; 0: by its encoding or file.
+        protocol: of a data set, the name of the crop; '': the whole image.
+        excluded_topic: topic of depth that no sensor measured.
 
     """
 
@@ -97,38 +97,38 @@ class Options:
     depth_rectified: bool | None = None
     unit: float = 0.0
     protocol: str = ''
-    said: str = ''
+    excluded_topic: str = ''
 
     def metres(self, depth: Float32, *, integer: bool) -> Float32:
-        """Depth that was read as millimetres (of integers) or metres, by the unit given."""
+        """Convert depth that was read as millimetres (integers) or metres by `unit`."""
         factor = self.unit * (MILLIMETRES if integer else 1.0)
         return depth * np.float32(factor) if factor else depth
 
 
-AS_IT_IS = Options()
+DEFAULT_OPTIONS = Options()
 
 
 class LeftOut(Counter[str]):
-    """How often something could not be used, by cause: a sentence, of each kind the first one."""
+    """Counts of failures by cause, the message of the first failure of each kind."""
 
     def __init__(self, counts: Mapping[str, int] | None = None) -> None:
-        """Begin with causes that are counted already; those with 0 are none."""
+        """Start with the positive counts of other causes."""
         super().__init__({cause: count for cause, count in (counts or {}).items() if count})
         self._first: dict[str, str] = {}
 
-    def cause(self, error: Exception, what: str = '') -> str:
-        """The sentence that a failure is counted under.
+    def cause(self, error: Exception, topic: str = '') -> str:
+        """Return the message under which a failure is counted.
 
-        Failures are of one kind where they have one condition, or one text but for its numbers:
-        a sentence that names a time or a file would be another one for every frame.
+        Failures of one condition, or of one text apart from its numbers, are of one kind: a
+        message with a time or a file differs in every frame.
         """
         kind = error.condition if isinstance(error, DataError) else re.sub(
             r'\d+', '#', f'{type(error).__name__}: {error}')
-        text = f'{what}: {error}' if what else str(error)
-        return self._first.setdefault(f'{what}: {kind}', text)
+        text = f'{topic}: {error}' if topic else str(error)
+        return self._first.setdefault(f'{topic}: {kind}', text)
 
     def __str__(self) -> str:
-        """All of it in one line."""
+        """List all causes in one line."""
         return '; '.join(f'{count} times: {cause.rstrip(".")}'
                          for cause, count in self.most_common())
 
@@ -138,24 +138,23 @@ class Recording:
     """Frames in the order of their times.
 
     Attributes:
-        source: where it was found.
-        described: what image and depth are, in words.
-        moments: one a frame.
-        find: gives, of ascending positions of `moments`, each with what decodes its frame.
-        left_out: how many images or measurements could not be used, by cause; complete when all
-            frames are read.
+        source: path.
+        described: kind of images and depth, in words.
+        moments: of the frames.
+        decoders: yields position and decoding function of the frames at ascending positions.
+        left_out: counts of unusable images and measurements by cause, complete after all reads.
         timed: whether the moments' times are a clock's.
-        split: the training split of a data set that this is, in words; '' for anything else.
-        topics: of a bag, those of the images and of their depth.
-        notes: what was assumed of all of it, a sentence each.
-        integers: whether depth was stored in whole numbers, of a unit that no file tells.
+        split: name of the training split of a data set; '' for any other recording.
+        topics: of images and depth, in a bag.
+        notes: assumptions about all frames, a sentence each.
+        integers: whether depth was stored in integers of a unit that no file states.
 
     """
 
     source: str
     described: str
     moments: list[Moment]
-    find: Callable[[list[int]], Iterable[tuple[int, Callable[[], Frame]]]]
+    decoders: Callable[[list[int]], Iterable[tuple[int, Callable[[], Frame]]]]
     left_out: LeftOut = field(default_factory=LeftOut)
     timed: bool = True
     split: str = ''
@@ -168,16 +167,15 @@ class Recording:
         return len(self.moments)
 
     def read(self, positions: Iterable[int]) -> Iterator[tuple[int, Frame]]:
-        """Give the frames at some positions of `moments`, ascending, each with its position.
+        """Yield the frames at some positions of `moments`, ascending, each with its position.
 
-        What cannot be decoded is counted, once however often it is read, and not given. Causes
-        are counted by their kind, see `LeftOut`.
+        A frame that cannot be decoded is counted once in `left_out` and skipped.
 
         Raises:
             DepthClipError: the source itself is damaged.
 
         """
-        for position, decode in self.find(sorted(set(positions))):
+        for position, decode in self.decoders(sorted(set(positions))):
             try:
                 frame = decode()
             except (DataError, OSError, ValueError) as error:
@@ -191,80 +189,80 @@ class Recording:
 
 
 def nearest_pairs(
-    images: Sequence[float], depths: Sequence[float], within: float,
+    images: Sequence[float], depths: Sequence[float], tolerance: float,
 ) -> list[tuple[int, int]]:
-    """Pair images with depth by their times, the nearest first, and each of them once.
+    """Pair images with depth by their times, the nearest first, each at most once.
 
     Args:
         images: times, ascending; integers stay exact.
-        depths: likewise, in the same unit.
-        within: largest difference of a pair.
+        depths: times in the same unit, ascending.
+        tolerance: largest difference of a pair.
 
     Returns:
-        Numbers of image and depth, ascending.
+        Indices of image and depth, ascending.
 
     """
     candidates = []
     for depth, time in enumerate(depths):
-        place = bisect_left(images, time)
-        candidates += [(abs(images[image] - time), image, depth) for image in (place - 1, place)
+        after = bisect_left(images, time)
+        candidates += [(abs(images[image] - time), image, depth) for image in (after - 1, after)
                        if 0 <= image < len(images)]
     pairs: dict[int, int] = {}
-    taken: set[int] = set()
-    for apart, image, depth in sorted(candidates):
-        if apart <= within and image not in pairs and depth not in taken:
+    paired_depths: set[int] = set()
+    for difference, image, depth in sorted(candidates):
+        if difference <= tolerance and image not in pairs and depth not in paired_depths:
             pairs[image] = depth
-            taken.add(depth)
+            paired_depths.add(depth)
     return sorted(pairs.items())
 
 
 def moments_in_time(times: Sequence[float], names: Sequence[str]) -> list[Moment]:
-    """Moments of ascending times [s], counted from the first; a pause begins a new sequence."""
+    """Make moments of ascending times [s], relative to the first; a pause begins a sequence."""
     steps = np.diff(np.asarray(times, np.float64))
-    usual = float(np.median(steps)) if steps.size else 0.0
-    pauses = steps > max(LONGEST_STEP, USUAL_STEPS * usual)
+    median = float(np.median(steps)) if steps.size else 0.0
+    pauses = steps > max(PAUSE_SECONDS, PAUSE_STEPS * median)
     return [Moment(float(time - times[0]), int(sequence), name) for time, sequence, name in zip(
         times, np.cumsum([0, *pauses]), names, strict=True)]
 
 
 def blocks(moments: Sequence[Moment]) -> list[int]:
-    """Blocks that are held out together: sequences, or pieces of them in time.
+    """Assign moments to blocks for cross-validation: sequences, or pieces of them in time.
 
-    Neighbours in time show nearly the same, and are never on both sides, but where two pieces of
-    one sequence meet.
+    Neighbours in time show nearly the same view, so that only the ends of a piece may have
+    neighbours in another block.
 
     Returns:
         The block of every moment, counted from 0.
 
     """
-    _, owner, counts = np.unique(
+    _, index, counts = np.unique(
         [moment.sequence for moment in moments], return_inverse=True, return_counts=True)
-    if len(counts) >= FEW_SEQUENCES:
-        return [int(sequence) for sequence in owner]
-    block, begun = np.empty_like(owner), 0
-    for number, count in enumerate(counts):
-        pieces = min(int(count), max(1, round(BLOCKS * count / len(owner))))
-        block[owner == number] = begun + np.arange(count) * pieces // count
-        begun += pieces
+    if len(counts) >= MIN_SEQUENCES:
+        return [int(sequence) for sequence in index]
+    block, first = np.empty_like(index), 0
+    for sequence, count in enumerate(counts):
+        pieces = min(int(count), max(1, round(BLOCKS * count / len(index))))
+        block[index == sequence] = first + np.arange(count) * pieces // count
+        first += pieces
     return [int(number) for number in block]
 
 
 def in_blocks(moments: Sequence[Moment]) -> list[Moment]:
-    """The same moments, whose sequences are now their `blocks`."""
-    owner = blocks(moments)
-    kin = {block: moment.sequence for block, moment in zip(owner, moments, strict=True)}
-    pieces = len(kin) > len(set(kin.values()))  # of sequences that were cut in time
+    """Replace the sequence of every moment by its block, see `blocks`."""
+    index = blocks(moments)
+    sequences = {block: moment.sequence for block, moment in zip(index, moments, strict=True)}
+    is_cut = len(sequences) > len(set(sequences.values()))  # in time
     return [moment._replace(sequence=block, adjacent=tuple(
-        other for other in (block - 1, block + 1)
-        if pieces and kin.get(other) == moment.sequence))
-        for block, moment in zip(owner, moments, strict=True)]
+        neighbour for neighbour in (block - 1, block + 1)
+        if is_cut and sequences.get(neighbour) == moment.sequence))
+        for block, moment in zip(index, moments, strict=True)]
 
 
-def spread_evenly(count: int, most: int) -> list[int]:
-    """At most `most` of `count` positions, at equal distances, first and last among them."""
-    if count <= most:
+def spread_evenly(count: int, limit: int) -> list[int]:
+    """Select at most `limit` of `count` positions, evenly spaced from first to last."""
+    if count <= limit:
         return list(range(count))
-    return [int(p) for p in np.unique(np.round(np.linspace(0, count - 1, most)).astype(int))]
+    return [int(p) for p in np.unique(np.round(np.linspace(0, count - 1, limit)).astype(int))]
 
 
 # Sensors -----------------------------------------------------------------------------------------
@@ -272,12 +270,12 @@ def spread_evenly(count: int, most: int) -> list[int]:
 
 @dataclass(eq=False)
 class Clipping:
-    """The value at which a sensor clips its depth, where it should say that there is none.
+    """Detector of clipping: a sensor reports its largest depth in place of no measurement.
 
     Attributes:
-        largest: metres, of all depth that was looked at.
-        count: of the pixels that have it.
-        total: of all pixels that were looked at and have depth.
+        largest: largest depth so far, in metres.
+        count: number of pixels with exactly that depth.
+        total: number of all pixels with depth.
 
     """
 
@@ -285,29 +283,30 @@ class Clipping:
     count: int = 0
     total: int = 0
 
-    def look(self, depth: Float32) -> None:
-        """Take in one depth map (H, W) in metres, NaN where there is none."""
-        known = depth[np.isfinite(depth)]
-        top = float(known.max(initial=-math.inf))
-        if top > self.largest:
-            self.largest, self.count = top, 0
-        self.count += int((known == self.largest).sum())
-        self.total += known.size
+    def update(self, depth: Float32) -> None:
+        """Count the pixels of one depth map (H, W) in metres, NaN where there is none."""
+        valid = depth[np.isfinite(depth)]
+        maximum = float(valid.max(initial=-math.inf))
+        if maximum > self.largest:
+            self.largest, self.count = maximum, 0
+        self.count += int((valid == self.largest).sum())
+        self.total += valid.size
 
     @property
-    def share(self) -> float:
-        """Of the pixels, those that are clipped; 0 where the sensor does not clip."""
-        share = self.count / max(self.total, 1)
-        return share if _CLIPPED[0] < share < _CLIPPED[1] else 0.0
+    def fraction(self) -> float:
+        """Fraction of clipped pixels; 0 if the sensor does not clip."""
+        fraction = self.count / max(self.total, 1)
+        return fraction if _CLIPPED[0] < fraction < _CLIPPED[1] else 0.0
 
-    def removed(self, depth: Float32) -> Float32:
-        """Depth without what is clipped, NaN there."""
-        return np.where(depth < self.largest, depth, np.float32(np.nan)) if self.share else depth
+    def remove(self, depth: Float32) -> Float32:
+        """Replace clipped depth by NaN."""
+        return np.where(depth < self.largest, depth, np.float32(np.nan)) \
+            if self.fraction else depth
 
     @property
     def notes(self) -> list[str]:
-        """That there is some, in a sentence."""
-        note = (f'{self.share:.1%} of the measured pixels have exactly the largest depth of all, '
-                f'{self.largest:.6g} m: the sensor clips there, and they count as not measured. '
-                'Let its driver say NaN or 0 instead (REP-118).')
-        return [note] if self.share else []
+        """A sentence on clipped depth; none if the sensor does not clip."""
+        note = (f'{self.fraction:.1%} of the measured pixels have exactly the largest depth of '
+                f'all, {self.largest:.6g} m: the sensor clips there, and they count as not '
+                'measured. Let its driver say NaN or 0 instead (REP-118).')
+        return [note] if self.fraction else []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth onto the pixels of an image: of the same view, of another camera, or of points."""
+"""Register depth to the pixels of an image: from the same view, another camera, or points."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ if TYPE_CHECKING:
 
     Float32 = NDArray[np.float32]
 
-#: What to do where depth is not on the image's pixels.
+#: Remedy for depth that is not on the image's pixels.
 REGISTER = (
     'Record depth that is registered to the image (aligned_depth_to_color), or say which camera '
     'measured it: in a bag by its camera_info and /tf_static, in a folder by depth_camera.yaml, '
     'in either with --depth-camera FILE')
-_ASPECT = 0.03  # by which aspect ratios of one view may differ: sizes are whole pixels
+_ASPECT = 0.03  # difference of aspect ratios within one view: sizes are whole pixels
 _GRID = 12, 16  # rows and columns at which two cameras are compared
-_SAME_VIEW = 0.01  # of the image's width, by which their pixels may lie apart
+_SAME_VIEW = 0.01  # largest distance of their pixels, in image widths
 
 
 def is_registered(name: str) -> bool:
-    """Whether depth lies on the image's pixels by the name of its topic or folder."""
+    """Whether the name of a topic or folder marks depth on the image's pixels."""
     return re.search('(?i)(?<!un)(aligned|regist)', name) is not None
 
 
 @lru_cache(maxsize=1)
 def same_view(depth: CameraModel | None, image: CameraModel | None) -> bool:
-    """Whether two cameras in one place see the same, if in another number of pixels.
+    """Whether two cameras in one place have the same view, at any resolution.
 
-    The rays of the image's pixels end in the same places of the depth image, lenses and all. Of a
-    camera that is unknown that is taken for granted.
+    The rays of the image's pixels must meet the same pixels of the depth image, distortion
+    included. If a camera is None, the views are assumed to be the same.
     """
     if depth is None or image is None:
         return True
     u, v = image.centres(*_GRID)
-    places = depth.scaled(image.width, image.height).project(image.rays(u, v))
-    apart = np.abs(places - np.stack(np.broadcast_arrays(u, v), axis=-1)) / image.width
+    pixels = depth.scaled(image.width, image.height).project(image.rays(u, v))
+    apart = np.abs(pixels - np.stack(np.broadcast_arrays(u, v), axis=-1)) / image.width
     return bool(np.isfinite(apart).any() and np.nanmax(apart) <= _SAME_VIEW)
 
 
 def of_same_view(depth: Float32, height: int, width: int) -> Float32:
-    """Depth in an image's number of pixels, if it can be of the same view.
+    """Resample depth of the same view to the size of an image.
 
     Raises:
-        ImageError: 'aspect ratio': it would have to be stretched.
+        ImageError: 'aspect ratio': depth would have to be stretched.
 
     """
     image_ratio, depth_ratio = width / height, depth.shape[1] / depth.shape[0]
@@ -67,9 +67,9 @@ def of_same_view(depth: Float32, height: int, width: int) -> Float32:
 
 
 def resample(depth: Float32, height: int, width: int) -> Float32:
-    """Depth of the same view in another number of pixels: that of the nearest.
+    """Resample depth of the same view to (height, width) by the nearest neighbour.
 
-    Never a mean of two, which would lie between a thing and what is behind it.
+    A mean of two pixels would lie between an object and its background.
     """
     if depth.shape == (height, width):
         return depth
@@ -79,24 +79,24 @@ def resample(depth: Float32, height: int, width: int) -> Float32:
 
 
 def gather(depth: Float32, height: int, width: int) -> Float32:
-    """Depth in a coarser grid: the nearest pixel's; of sparse depth the nearest point in each."""
-    known = np.isfinite(depth)
-    if known.mean() > 0.3 or depth.shape[0] <= height or depth.shape[1] <= width:
+    """Downsample depth: the nearest pixel; of sparse depth, the least depth in each cell."""
+    valid = np.isfinite(depth)
+    if valid.mean() > 0.3 or depth.shape[0] <= height or depth.shape[1] <= width:
         return resample(depth, height, width)
-    rows, columns = np.nonzero(known)
+    rows, columns = np.nonzero(valid)
     return _nearest(rows * height // depth.shape[0], columns * width // depth.shape[1],
                     depth[rows, columns], height, width)
 
 
 def rasterize(points: NDArray[np.float64], camera: CameraModel) -> Float32:
-    """Depth of points in the image, the nearest where several fall on a pixel.
+    """Project points to a depth image; a pixel keeps its nearest point.
 
     Args:
         points: (N, 3) metres in the camera's optical frame.
         camera: of the image.
 
     Returns:
-        (H, W) float32 metres, NaN where no point falls.
+        (H, W) float32 metres, NaN in pixels without a point.
 
     """
     columns, rows = np.rint(camera.project(points)).T
@@ -108,7 +108,7 @@ def rasterize(points: NDArray[np.float64], camera: CameraModel) -> Float32:
 def _nearest(
     rows: NDArray[np.intp], columns: NDArray[np.intp], depth: Float32, height: int, width: int,
 ) -> Float32:
-    """(height, width) of the least depth in every cell, NaN where there is none."""
+    """Return the least depth in every cell, (height, width), NaN in empty cells."""
     grid = np.full((height, width), np.inf, np.float32)
     np.minimum.at(grid, (rows, columns), depth)
     grid[np.isinf(grid)] = np.nan
@@ -116,23 +116,23 @@ def _nearest(
 
 
 def unproject(depth: Float32, camera: CameraModel) -> NDArray[np.float64]:
-    """Points (N, 3) of a depth image in its camera's optical frame."""
+    """Unproject a depth image to points (N, 3) in its camera's optical frame."""
     v, u = np.nonzero(np.isfinite(depth))
     points = camera.rays(u, v) * depth[v, u, None].astype(np.float64)
     return points[np.isfinite(points).all(axis=1)]
 
 
 def check_size(camera: CameraModel | None, height: int, width: int, *, file: str) -> None:
-    """Check that images have the size of their camera, if it is known.
+    """Check that an image has the size of its camera; None passes.
 
     Args:
-        camera: of the images.
-        height: of an image.
-        width: of it.
-        file: that its calibration was read from; '' for a camera_info.
+        camera: of the image.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        file: of the calibration; '' for a camera_info.
 
     Raises:
-        CameraInfoError: they have another ('size mismatch').
+        CameraInfoError: the sizes differ ('size mismatch').
 
     """
     if camera is None or (width, height) == (camera.width, camera.height):
@@ -149,16 +149,16 @@ def check_size(camera: CameraModel | None, height: int, width: int, *, file: str
 def camera_of_size(
     camera: CameraModel, depth: Float32, source: str, notes: list[str],
 ) -> CameraModel:
-    """Give the camera of a depth image; where its driver has made that smaller, it is scaled.
+    """Scale the camera of depth images to the size at which their driver publishes them.
 
     Args:
-        camera: of depth images.
+        camera: of the depth images.
         depth: (H, W), one of them.
-        source: of its calibration: a topic or a file.
-        notes: to which it is added, once, that it was scaled.
+        source: topic or file of the calibration, for messages.
+        notes: receives one sentence if the camera is scaled.
 
     Raises:
-        CameraInfoError: of another aspect ratio ('size mismatch').
+        CameraInfoError: the aspect ratios differ ('size mismatch').
 
     """
     height, width = depth.shape

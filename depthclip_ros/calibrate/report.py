@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a calibration found, in the order of its report."""
+"""Contents of the report on a calibration."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .fit import Fitted
+    from .fit import FitResult
     from .recordings import Recording
 
-#: Of the variants, what they are; the control last.
+#: Description of each variant; the control last.
 ROWS = {
     'none': 'words alone (with the focal length), before',
     'scale': 'words times one fitted scale',
@@ -31,42 +31,41 @@ ROWS = {
 
 
 def contents(
-    fitted: Fitted, recording: Recording, views: int, network: str, warnings: Sequence[str],
-    written: Path, picture: str, *, trained: bool,
+    result: FitResult, recording: Recording, views: int, network: str, warnings: Sequence[str],
+    file: Path, picture: str, *, trained: bool,
 ) -> list[Block]:
-    """Put the report together.
+    """Compose the report.
 
     Args:
-        fitted: what came out.
-        recording: what it was made of, read.
-        views: how many of it are clearly different.
-        network: which, and what it ran on.
-        warnings: what is doubtful about the recording, and why it should have been refused where
-            it was used all the same.
-        written: the parameter file.
+        result: of `fit`.
+        recording: after `fit` has read its frames.
+        views: number of clearly different views.
+        network: weights, device and precision.
+        warnings: doubts about the recording, and reasons to refuse it that --anyway overruled.
+        file: the parameter file.
         picture: name of the file of `draw_examples`, beside the report.
-        trained: whether the weights are.
+        trained: whether the weights are trained.
 
     """
-    about, names = fitted.calibration.about, list(fitted.folds[0])
-    rows = [[(Strong if name == fitted.variant else str)(text) for text in (
-        what, *map(_number, fitted.held_out[name]))] for name, what in ROWS.items()]
+    about, names = result.calibration.about, list(result.folds[0])
+    rows = [[(Strong if name == result.variant else str)(text) for text in (
+        description, *map(_number, result.held_out[name]))] for name, description in ROWS.items()]
     untrained = () if trained else (f'{UNTRAINED}; so is everything below.',)
     return [
         Heading(f'Calibration on {recording.source}', 1),
         *(Text(warning, warning=True) for warning in (*untrained, *warnings)),
-        Text(fitted.verdict, warning=not fitted.improved),
-        Text(f'Written: {written}. Depth with it is no longer zero-shot.'),
+        Text(result.verdict, warning=not result.improved),
+        Text(f'Written: {file}. Depth with it is no longer zero-shot.'),
         Heading('Before and after, on blocks held out'),
         Text(f'{about.frames} frames in {about.blocks} blocks (sequences, or pieces of time). '
              'Every number is of frames in blocks that the fit did not see; by them the share of '
-             f'the correction was chosen, {fitted.share:.0%}. Taken: {fitted.variant}.'),
+             f'the correction was chosen, {result.shrinkage:.0%}. Taken: {result.variant}.'),
         Table(('what', 'rmse [m]', 'δ1', 'rel'), rows),
         Table(('held out, rmse [m]', *names), [
             (str(i), *(_number(fold[name]) for name in names))
-            for i, fold in enumerate(fitted.folds, 1)]),
+            for i, fold in enumerate(result.folds, 1)]),
         Heading('Error bars'),
-        Text(f'{fitted.bars.coverage:.1%} of held-out depths lie within 1.645 standard deviations '
+        Text(f'{result.bars.coverage:.1%} of held-out depths lie within 1.645 standard deviations '
              '(90 % are meant to).'),
         Heading('The recording'),
         Table(('what', 'value'), [
@@ -89,7 +88,7 @@ def draw_examples(
     examples: Sequence[tuple[NDArray[np.uint8], Sequence[NDArray[np.float32]]]], scale: Scale,
     width: int = 240,
 ) -> bytes:
-    """PNG with one row an example: image, depth before, after and measured, and the scale."""
+    """Draw a PNG with one row per example: image; depth before, after and measured; its scale."""
     rows = []
     for rgb, depths in examples:
         size = width, max(1, round(width * rgb.shape[0] / rgb.shape[1]))
@@ -102,6 +101,6 @@ def draw_examples(
                          color_bar(scale, size[1], median_of(depths[-1]))])
         rows += [row, canvas(GAP, row.shape[1])]
     titles = canvas(28, rows[0].shape[1])
-    for place, title in enumerate(('image', 'before', 'after', 'measured')):
-        put_text(titles, title, (GAP + place * (width + GAP), 19), 0.5)
+    for column, title in enumerate(('image', 'before', 'after', 'measured')):
+        put_text(titles, title, (GAP + column * (width + GAP), 19), 0.5)
     return png(np.vstack([titles, *rows]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depthclip bag` and `depthclip bags`: images' depth beside them in new bags, without ROS."""
+"""`depthclip bag` and `depthclip bags`: copy bags and add depth of their images, without ROS."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from ..messages.config import NodeConfig
 
 
-def convert_bag(given: argparse.Namespace) -> int:
-    """Convert one bag, and say what came of it.
+def convert_bag(options: argparse.Namespace) -> int:
+    """Convert one bag, and print a summary.
 
     Args:
-        given: options of the command line, see `depthclip_ros.cli.main`.
+        options: of the command line, see `depthclip_ros.cli.main`.
 
     Returns:
         Exit code: 1 if no image of the bag has depth.
@@ -38,76 +38,77 @@ def convert_bag(given: argparse.Namespace) -> int:
 
     """
     keep_freed_memory()
-    depth, node = settings(given.config, given.weights, given.device)
-    options = _options(given, node)
-    source, output = named_path(given.bag, given.bag), named_path(given.output)
-    if given.resume and is_done(source, output, depth, options):
+    depth, node = settings(options.config, options.weights, options.device)
+    conversion = _conversion(options, node)
+    source, output = named_path(options.bag, options.bag), named_path(options.output)
+    if options.resume and is_done(source, output, depth, conversion):
         print(f'{output} is done already.')
         return 0
     with tqdm(desc=output.name, total=1, bar_format='{desc}: {percentage:3.0f} % |{bar}| '
               '{remaining} left{postfix}', disable=None) as bar:
-        say = now_and_then()
+        log = now_and_then()
 
-        def show(share: float, images: int) -> None:
+        def show(fraction: float, images: int) -> None:
             if bar.disable:  # there is no terminal
-                say(f'{output.name}: {share:.0%}, {images} images')
+                log(f'{output.name}: {fraction:.0%}, {images} images')
                 return
             bar.set_postfix_str(f'{images} images', refresh=False)
-            bar.update(min(share, 1) - bar.n)
+            bar.update(min(fraction, 1) - bar.n)
 
         report = convert(
-            source, output, lambda: load_estimator(depth, node), options, resume=given.resume,
+            source, output, lambda: load_estimator(depth, node), conversion, resume=options.resume,
             progress=show, log=lambda text: tqdm.write(text, file=sys.stderr))
-    print(*_account(report), sep='\n')
+    print(*_summary(report), sep='\n')
     return 0 if report.answered else 1
 
 
-def convert_bags(given: argparse.Namespace) -> int:
+def convert_bags(options: argparse.Namespace) -> int:
     """Convert every bag of a folder or a list, one after the other or on Ray.
 
     Args:
-        given: options of the command line, see `depthclip_ros.cli.main`.
+        options: of the command line, see `depthclip_ros.cli.main`.
 
     Returns:
-        Exit code: 1 if a bag failed; the others are converted all the same.
+        Exit code: 1 if a bag failed; the others are converted.
 
     Raises:
         DepthClipError: settings, weights, input or output cannot be used, or there is no worker.
 
     """
-    depth, node = settings(given.config, given.weights, given.device)
-    options = _options(given, node)
-    bags = find_bags(given.source)
-    output = named_path(given.output).absolute()
+    depth, node = settings(options.config, options.weights, options.device)
+    conversion = _conversion(options, node)
+    bags = find_bags(options.source)
+    output = named_path(options.output).absolute()
     to_stderr(f'{len(bags)} bags')
-    result = convert_all(
-        bags, output, depth, options, cluster_of(given), resume=given.resume, log=to_stderr)
+    result = convert_all(bags, output, depth, conversion, cluster_of(options),
+                         resume=options.resume, log=to_stderr)
     print(f'{result[DONE]} bags converted, {result[SKIPPED]} were before, {result[FAILED]} failed:'
           f' {output / MANIFEST}')
     return 1 if result[FAILED] else 0
 
 
-def _options(given: argparse.Namespace, node: NodeConfig) -> Options:
-    """What the command line asks of a conversion."""
-    if given.cameras:
-        node = node.replace(cameras=_split(given.cameras))
-    if given.depth_encoding:
-        node = node.replace(depth_encoding=given.depth_encoding.removesuffix('-png'))
+def _conversion(options: argparse.Namespace, node: NodeConfig) -> Options:
+    """Convert the options of the command line to those of a conversion."""
+    if options.cameras:
+        node = node.replace(cameras=_split(options.cameras))
+    if options.depth_encoding:
+        node = node.replace(depth_encoding=options.depth_encoding.removesuffix('-png'))
     return Options(
-        node, _split(given.image), _split(given.camera_info), given.anchor_topic, given.namespace,
-        (*PROJECTED, *(n for n in ON_REQUEST if getattr(given, n.rpartition('/')[2]))),
-        given.depth_encoding == '16UC1-png', given.rate, given.every, given.start,
-        float('inf') if given.end is None else given.end)
+        node, _split(options.image), _split(options.camera_info), options.anchor_topic,
+        options.namespace,
+        (*PROJECTED, *(n for n in ON_REQUEST if getattr(options, n.rpartition('/')[2]))),
+        options.depth_encoding == '16UC1-png', options.rate, options.every, options.start,
+        float('inf') if options.end is None else options.end)
 
 
-def _account(report: Report) -> list[str]:
-    """What came of a conversion, in sentences."""
+def _summary(report: Report) -> list[str]:
+    """Summarize a conversion in sentences."""
     text = [f'{report.output}: {report.answered} of {report.images} images have depth'
             + (f', {report.left_out} were to have none' if report.left_out else '')
             + f' ({report.seconds:.1f} s, {report.network_seconds:.1f} s of them the network).']
-    text += [f'{count} images {what}: {cause}.' for what, account in (
+    text += [f'{count} images {result}: {cause}.' for result, counts in (
         ('without depth', report.rejected), ('without camera_info and points', report.unprojected))
-        for cause, count in sorted(account.items())]
+        for cause, count in sorted(counts.items())]
     if report.beyond:
         text.append(f'{report.beyond} pixels have a depth that 16UC1 cannot hold; they are 0.')
     return text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depthclip calibrate`: settings for one's own robot from a minute of its own recording."""
+"""`depthclip calibrate`: fit settings for a robot to a minute of its recording."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
     from ..core.estimator import DepthEstimator
     from ..messages.config import NodeConfig
 
-MOST_LOOKED_AT = 600  # frames, for the checks
-MOST_COMPARED = 20  # frames, of which words and measured depth are compared for the unit
+CHECKED_FRAMES = 600  # at most, for the checks
+COMPARED_FRAMES = 20  # at most, whose measured depth is compared with language depth
 EXAMPLES = 3
-_GRID, _SHOWN = (60, 80), (120, 160)  # in which these are compared, and shown
-_EVERY_SECONDS = 2.0  # a line of progress
+_COMPARISON_SIZE, _EXAMPLE_SIZE = (60, 80), (120, 160)  # height and width of depth
+_PROGRESS_SECONDS = 2.0  # between lines of progress
 _T = TypeVar('_T')
 
-# Settings of the node that are this machine's, not the robot's.
-_NOT_THE_ROBOTS = ('device', 'cache_dir', 'offline', 'num_threads')
+# Settings of the node that depend on the machine, not on the robot.
+_MACHINE_SETTINGS = ('device', 'cache_dir', 'offline', 'num_threads')
 
 
 def calibrate(options: argparse.Namespace) -> int:
@@ -70,7 +70,7 @@ def calibrate(options: argparse.Namespace) -> int:
     target = named_path(options.output)
     if target.suffix not in ('.yaml', '.yml'):
         raise ConfigError(f'-o {target}: name a parameter file, such as robot.yaml.')
-    check_for_ros('-o', target.absolute())  # which the parameter calibration is to name
+    check_for_ros('-o', target.absolute())  # the parameter calibration will name it
     output_folder(str(target.parent))
     html, picture = target.with_suffix('.html'), target.with_suffix('.png')
     check_new((target, html, target.with_suffix('.md'), picture))
@@ -81,94 +81,94 @@ def calibrate(options: argparse.Namespace) -> int:
     recording = open_recording(options.source, reading(options, node))
     positions = range(0, len(recording), options.every)
     to_stderr(f'{recording.source}: {recording.described}, {len(recording)} frames')
-    looked_at = [positions[i] for i in spread_evenly(len(positions), MOST_LOOKED_AT)]
-    compared = {looked_at[i] for i in spread_evenly(len(looked_at), MOST_COMPARED)}
-    thumbnails, kept = _look(recording, looked_at, compared)
+    checked = [positions[i] for i in spread_evenly(len(positions), CHECKED_FRAMES)]
+    compared = {checked[i] for i in spread_evenly(len(checked), COMPARED_FRAMES)}
+    thumbnails, frames = _read_thumbnails(recording, checked, compared)
     estimator = load_estimator(depth, node)
-    trained, given = estimator.weights.trained, options.depth_unit > 0
-    # What untrained weights say is no measure of depth.
+    trained, has_unit = estimator.weights.trained, options.depth_unit > 0
+    # Depth of untrained weights measures nothing.
     comparison = Comparison.of(
-        np.array([gather(frame.depth, *_GRID) for frame in kept]),
-        np.array(_depths(estimator, kept, _GRID))) if trained else NOT_COMPARED
-    refused = check(thumbnails, comparison, timed=recording.timed, unit_given=given,
-                    integers=recording.integers)
-    if refused and not options.anyway:
+        np.array([gather(frame.depth, *_COMPARISON_SIZE) for frame in frames]),
+        np.array(_depths(estimator, frames, _COMPARISON_SIZE))) if trained else NOT_COMPARED
+    refusals = check(thumbnails, comparison, timed=recording.timed, unit_given=has_unit,
+                     integers=recording.integers)
+    if refusals and not options.anyway:
         _print_left_out(recording)
         print(f'{recording.source} is not calibrated from (--anyway does it all the same):',
-              *(f'  {cause}: {message}' for cause, message in refused), sep='\n', file=sys.stderr)
+              *(f'  {cause}: {message}' for cause, message in refusals), sep='\n', file=sys.stderr)
         return 1
     warnings = recording.notes + [
         f'The recording should have been refused ({cause}), and is used all the same (--anyway). '
-        f'{message}' for cause, message in refused]
-    if not given and (doubt := unit_doubt(thumbnails, comparison)):
+        f'{message}' for cause, message in refusals]
+    if not has_unit and (doubt := unit_doubt(thumbnails, comparison)):
         warnings.append(doubt)
     for warning in warnings:
         to_stderr(f'WARNING: {warning}')
-    shown = [kept[i] for i in spread_evenly(len(kept), EXAMPLES)]
-    before = _depths(estimator, shown, _SHOWN)
-    fitted = fit(estimator, _in_blocks(recording, [
+    examples = [frames[i] for i in spread_evenly(len(frames), EXAMPLES)]
+    before = _depths(estimator, examples, _EXAMPLE_SIZE)
+    result = fit(estimator, _in_blocks(recording, [
         positions[i] for i in spread_evenly(len(positions), options.max_frames)]),
         options.variant, printable(Path(recording.source).name), recording.split, to_stderr)
     _print_left_out(recording)
     try:
-        file = fitted.calibration.save(target.parent, target.stem).absolute()
+        file = result.calibration.save(target.parent, target.stem).absolute()
     except OSError as error:
         raise ConfigError(f'{target.parent}: cannot be written: {error.strerror}.') from error
     depth = depth.replace(
         calibration=str(file),
-        reference_focal=fitted.calibration.about.config['reference_focal'])
-    robot = {name: value for name, value in node.to_dict().items()
-             if name not in _NOT_THE_ROBOTS}
-    said = (f'Calibrated on {recording.source}: no longer zero-shot.', fitted.verdict,
-            'The file that calibration names belongs to this one: move both, correct the path.')
+        reference_focal=result.calibration.about.config['reference_focal'])
+    parameters = {**depth.to_dict(), **{name: value for name, value in node.to_dict().items()
+                                        if name not in _MACHINE_SETTINGS}}
+    comment = (f'Calibrated on {recording.source}: no longer zero-shot.', result.verdict,
+               'The file that calibration names belongs to this one: move both, correct the path.')
     save(target, parameter_file(
-        ''.join(f'# {" ".join(line.split())}\n' for line in said), {**depth.to_dict(), **robot}))
+        ''.join(f'# {" ".join(line.split())}\n' for line in comment), parameters))
     print(f'{target} and {file.name}')
     estimator.reconfigure(depth)
-    after = _depths(estimator, shown, _SHOWN)
+    after = _depths(estimator, examples, _EXAMPLE_SIZE)
     save(picture, draw_examples([(frame.rgb, (*depths, frame.depth)) for frame, depths in zip(
-        shown, zip(before, after, strict=True), strict=True)], depth_scale(
-            (frame.depth for frame in shown), options.colormap, options.range)))
+        examples, zip(before, after, strict=True), strict=True)], depth_scale(
+            (frame.depth for frame in examples), options.colormap, options.range)))
     save_page(html, contents(
-        fitted, recording, views(thumbnails),
+        result, recording, views(thumbnails),
         f'{estimator.weights.name} on {estimator.device}, {estimator.precision}', warnings,
         target, picture.name, trained=trained))
-    print(f'report: {html}, {html.with_suffix(".md")}\n{fitted.verdict}')
+    print(f'report: {html}, {html.with_suffix(".md")}\n{result.verdict}')
     if not trained:
         print_untrained()
     return 0
 
 
-def _look(
+def _read_thumbnails(
     recording: Recording, positions: Sequence[int], compared: Collection[int],
 ) -> tuple[list[Thumbnail], list[Frame]]:
-    """Thumbnails of frames, and the frames that are compared with words and shown.
+    """Read the thumbnails of frames, and those frames whose positions are in `compared`.
 
     Raises:
-        RecordingError: none can be read; says why.
+        RecordingError: no frame can be read.
 
     """
-    thumbnails, kept = [], []
+    thumbnails, frames = [], []
     for position, frame in with_progress('looking at', recording.read(positions), len(positions)):
         thumbnails.append(Thumbnail.of(frame))
         if position in compared:
-            kept.append(frame)
+            frames.append(frame)
     if not thumbnails:
         raise RecordingError(f'{recording.source}: none of {len(positions)} frames can be read. '
                              f'Left out: {recording.left_out}.')
-    return thumbnails, kept
+    return thumbnails, frames
 
 
-def reading(options: argparse.Namespace, node: NodeConfig, said: str = '') -> Options:
-    """How a recording is to be read, by the options of the command line.
+def reading(options: argparse.Namespace, node: NodeConfig, excluded_topic: str = '') -> Options:
+    """Convert the options of the command line for reading a recording.
 
     Args:
-        options: those of `cli.main.recording`.
-        node: for `rectified`, of the images.
-        said: topic of depth that was not measured.
+        options: of `cli.main.recording`.
+        node: for `rectified` of the images.
+        excluded_topic: topic of depth that no sensor measured.
 
     Raises:
-        CameraInfoError: the calibration file is none.
+        CameraInfoError: a camera file cannot be used.
 
     """
     camera = CameraCalibration.from_yaml(options.camera_info).model(
@@ -177,21 +177,22 @@ def reading(options: argparse.Namespace, node: NodeConfig, said: str = '') -> Op
         if options.depth_camera else None
     depth_rectified = {'yes': True, 'no': False}.get(options.depth_rectified)
     return Options(options.image, options.depth, options.tolerance, camera, node.rectified,
-                   depth_camera, depth_rectified, options.depth_unit, options.protocol, said)
+                   depth_camera, depth_rectified, options.depth_unit, options.protocol,
+                   excluded_topic)
 
 
-def with_progress(doing: str, frames: Iterator[_T], count: int) -> Iterator[_T]:
-    """Hand on frames, and say now and then how many there were."""
-    said = time.monotonic()
+def with_progress(activity: str, frames: Iterator[_T], count: int) -> Iterator[_T]:
+    """Yield frames, and print their number every `_PROGRESS_SECONDS`."""
+    last = time.monotonic()
     for number, frame in enumerate(frames, 1):
         yield frame
-        if time.monotonic() - said > _EVERY_SECONDS:
-            said = time.monotonic()
-            to_stderr(f'{doing} {number} of {count} frames')
+        if time.monotonic() - last > _PROGRESS_SECONDS:
+            last = time.monotonic()
+            to_stderr(f'{activity} {number} of {count} frames')
 
 
 def _in_blocks(recording: Recording, positions: Sequence[int]) -> Iterator[Frame]:
-    """Frames whose sequences are the blocks that are held out together."""
+    """Read frames, whose sequences become the blocks of cross-validation."""
     moments = dict(zip(positions, in_blocks([recording.moments[p] for p in positions]),
                        strict=True))
     for position, frame in with_progress(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depthclip doctor`: what is wrong with this machine, and the exact command that repairs it.
+"""`depthclip doctor`: check this machine, and print the exact command that repairs each fault.
 
-Imports the standard library only. Every other package is tried in a process of its own, because
-some of the faults looked for (a cv_bridge built for another NumPy) crash the interpreter.
+Imports the standard library only. Every other package is tested in a separate process, because
+some faults (a cv_bridge built for another NumPy) crash the interpreter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IS_MANAGED = sys.prefix == sys.base_prefix and Path(
     sysconfig.get_path('stdlib'), 'EXTERNALLY-MANAGED').exists()
 PIP = (f'{sys.executable} -m venv --system-site-packages .venv && .venv/bin/python -m pip install'
        if IS_MANAGED else f'{sys.executable} -m pip install')
-# What is lost without them.
+# Optional packages, and the loss without each.
 OPTIONAL = {
     'rosbags': 'bags are replayed by `ros2 bag` only',
     'msgspec': 'nothing runs: calibrations and records are read with it',
@@ -48,7 +48,7 @@ DISCOVERY = ('ROS_DOMAIN_ID', 'ROS_AUTOMATIC_DISCOVERY_RANGE', 'ROS_STATIC_PEERS
 
 
 class Check(NamedTuple):
-    """One line of the report: what, how it is, and how to repair it where it is not OK."""
+    """One line of the report: subject, status, detail, and the repair unless it is OK."""
 
     name: str
     status: str
@@ -59,7 +59,7 @@ class Check(NamedTuple):
 def examine(_: argparse.Namespace) -> int:
     """Run every check and print the report; returns 1 if anything fails, else 0."""
     checks = []
-    for check in (result for find in CHECKS for result in find()):
+    for check in (result for run in CHECKS for result in run()):
         checks.append(check)
         fix = f'\n     fix: {check.fix}' if check.fix else ''
         print(f'{check.status:5}{check.name}: {check.detail}{fix}', flush=True)
@@ -71,34 +71,34 @@ def examine(_: argparse.Namespace) -> int:
 
 
 def run_probe(code: str) -> tuple[Any, str]:
-    """What Python code leaves in `found`, in a process of its own; and why it failed, or ''."""
+    """Run Python code in a separate process; return its `result`, and the error or ''."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *(['-S'] if sys.flags.no_site else []), '-c',
-             f'{code}\nimport json; print(json.dumps(found))'],
+             f'{code}\nimport json; print(json.dumps(result))'],
             capture_output=True, text=True, errors='replace', timeout=PROBE_SECONDS,
             stdin=subprocess.DEVNULL, check=False)
     except subprocess.TimeoutExpired:
         return None, f'no answer within {PROBE_SECONDS} s'
-    if done.returncode < 0:
-        return None, f'the interpreter crashed with signal {-done.returncode}'
-    if done.returncode:
-        return None, (done.stderr.strip() or f'exit code {done.returncode}').splitlines()[-1]
-    return json.loads(done.stdout.strip().splitlines()[-1]), ''
+    if process.returncode < 0:
+        return None, f'the interpreter crashed with signal {-process.returncode}'
+    if process.returncode:
+        return None, (process.stderr.strip() or f'exit code {process.returncode}').splitlines()[-1]
+    return json.loads(process.stdout.strip().splitlines()[-1]), ''
 
 
 def check_ros() -> Iterator[Check]:
-    """Python, the ROS distribution, rclpy and its middleware."""
+    """Check Python, the ROS distribution, rclpy and its middleware."""
     yield Check('python', OK, f'{platform.python_version()} at {sys.executable}')
     distro = os.environ.get('ROS_DISTRO', '')
-    found, reason = run_probe(
+    result, reason = run_probe(
         'import rclpy\n'
         'from sensor_msgs.msg import Image\n'
         'from diagnostic_msgs.msg import DiagnosticArray\n'
-        'found = rclpy.__file__, rclpy.get_rmw_implementation_identifier()')
+        'result = rclpy.__file__, rclpy.get_rmw_implementation_identifier()')
     if not reason:
         yield Check('ros', OK, (f'ROS {distro}' if distro else 'wheels (no ROS sourced)')
-                    + f', rclpy at {Path(found[0]).parent}, {found[1]}')
+                    + f', rclpy at {Path(result[0]).parent}, {result[1]}')
         return
     fix = 'Install ROS 2, and source its setup.bash.'
     if platform.machine() in ('x86_64', 'AMD64') and (3, 10) <= sys.version_info[:2] <= (3, 13):
@@ -115,26 +115,26 @@ def check_ros() -> Iterator[Check]:
 
 
 def check_discovery() -> Iterator[Check]:
-    """Settings that decide which machines and processes see each other."""
-    given = {name: os.environ[name] for name in DISCOVERY if os.environ.get(name)}
-    domain = given.get('ROS_DOMAIN_ID', '')
-    missing = [name for name in given
-               if name.endswith('PROFILES_FILE') and not Path(given[name]).is_file()]
+    """Check the settings by which machines and processes discover each other."""
+    variables = {name: os.environ[name] for name in DISCOVERY if os.environ.get(name)}
+    domain = variables.get('ROS_DOMAIN_ID', '')
+    missing = [name for name in variables
+               if name.endswith('PROFILES_FILE') and not Path(variables[name]).is_file()]
     number = int(domain or '0') if (domain or '0').isdecimal() else 1000
     status, fix = OK, ''
     if number > 101:  # the ports of higher domains collide with those of other programs
         status, fix = FAIL if number > 232 else WARN, 'export ROS_DOMAIN_ID=42   (0 to 101)'
     elif missing:
         status, fix = FAIL, f'unset {missing[0]}, or name a file that is there'
-    elif 'ROS_LOCALHOST_ONLY' in given and os.environ.get('ROS_DISTRO') != 'humble':
+    elif 'ROS_LOCALHOST_ONLY' in variables and os.environ.get('ROS_DISTRO') != 'humble':
         status, fix = WARN, ('unset ROS_LOCALHOST_ONLY, which overrides the newer export '
                              'ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST')
-    yield Check('discovery', status, ', '.join(map('='.join, given.items()))
+    yield Check('discovery', status, ', '.join(map('='.join, variables.items()))
                 or 'defaults: domain 0, every machine of the subnet', fix)
 
 
 def check_tools() -> Iterator[Check]:
-    """Whether the ROS command line, where there is one, finds this package."""
+    """Check whether the ROS command line, if installed, finds this package."""
     marker = Path('share/ament_index/resource_index/packages/depthclip_ros')
     prefixes = os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)
     if shutil.which('ros2') is None:
@@ -149,47 +149,47 @@ def check_tools() -> Iterator[Check]:
 
 
 def check_torch() -> Iterator[Check]:
-    """PyTorch, torchvision, and the GPU or why there is none."""
-    found, reason = run_probe(
+    """Check PyTorch, torchvision and the GPU."""
+    result, reason = run_probe(
         'import torch, torchvision\n'
-        'found = {"torch": torch.__version__, "torchvision": torchvision.__version__,\n'
-        '         "version": torch.version.cuda or torch.version.hip, "why": "", "gpus": [],\n'
-        '         "threads": torch.get_num_threads()}\n'
+        'result = {"torch": torch.__version__, "torchvision": torchvision.__version__,\n'
+        '          "version": torch.version.cuda or torch.version.hip, "error": "", "gpus": [],\n'
+        '          "threads": torch.get_num_threads()}\n'
         'try:\n'
         '    torch.zeros(1, device="cuda").add_(1).item()\n'
-        '    found["gpus"] = [torch.cuda.get_device_name(i)\n'
-        '                     for i in range(torch.cuda.device_count())]\n'
+        '    result["gpus"] = [torch.cuda.get_device_name(i)\n'
+        '                      for i in range(torch.cuda.device_count())]\n'
         'except Exception as error:\n'
-        '    found["why"] = (str(error).strip() or type(error).__name__).splitlines()[0]')
+        '    result["error"] = (str(error).strip() or type(error).__name__).splitlines()[0]')
     if reason:
         yield Check('torch', FAIL, reason, f'{PIP} torch torchvision')
         return
-    yield Check('torch', OK, f'{found["torch"]}, torchvision {found["torchvision"]}, '
-                f'{found["threads"]} threads on a CPU, {waiting() or "which wait as ever"}')
-    if found['gpus']:
-        yield Check('gpu', OK, f'{", ".join(found["gpus"])} (CUDA {found["version"]})')
+    yield Check('torch', OK, f'{result["torch"]}, torchvision {result["torchvision"]}, '
+                f'{result["threads"]} threads on a CPU, {waiting() or "which wait as ever"}')
+    if result['gpus']:
+        yield Check('gpu', OK, f'{", ".join(result["gpus"])} (CUDA {result["version"]})')
     elif shutil.which('nvidia-smi') is None and not Path('/dev/nvidia0').exists():
         yield Check('gpu', OK, 'none on this machine: the network runs on the CPU')
-    elif not found['version']:
+    elif not result['version']:
         yield Check('gpu', WARN, 'there is one, but this PyTorch is built for CPUs only',
                     f'{PIP} --force-reinstall torch torchvision   (a build for CUDA)')
     else:
-        yield Check('gpu', WARN, f'there is one, but: {found["why"]}',
+        yield Check('gpu', WARN, f'there is one, but: {result["error"]}',
                     'Run nvidia-smi. The driver must be at least as new as CUDA '
-                    f'{found["version"]}; in a container start with --gpus all.')
+                    f'{result["version"]}; in a container start with --gpus all.')
 
 
 def check_arrays() -> Iterator[Check]:
-    """NumPy and OpenCV, and whether a cv_bridge survives them."""
+    """Check NumPy and OpenCV, and whether a cv_bridge works with them."""
     for name, module, fix in (
             ('numpy', 'numpy', f"{PIP} 'numpy>=1.21'"),
             ('opencv', 'cv2', (f"{PIP} 'opencv-python>=4.5'   (for libGL or libgthread: sudo "
              'apt install libgl1 libglib2.0-0)'))):
-        found, reason = run_probe(f'import {module}; found = {module}.__version__')
-        yield Check(name, FAIL, reason, fix) if reason else Check(name, OK, found)
+        version, reason = run_probe(f'import {module}; result = {module}.__version__')
+        yield Check(name, FAIL, reason, fix) if reason else Check(name, OK, version)
     _, reason = run_probe(
         'import importlib.util\n'
-        'found = ""\n'
+        'result = ""\n'
         'if importlib.util.find_spec("cv_bridge"):\n'
         '    import numpy\n'
         '    from cv_bridge import CvBridge\n'
@@ -201,13 +201,13 @@ def check_arrays() -> Iterator[Check]:
 
 
 def check_clip() -> Iterator[Check]:
-    """OpenAI's clip package, which shares its name with others."""
-    found, reason = run_probe(
+    """Check that the package clip is OpenAI's, as others share its name."""
+    folder, reason = run_probe(
         'from depthclip_ros.core.clip_package import import_clip, tokenizer_digest\n'
         'clip = import_clip(); clip.model, clip.tokenizer, tokenizer_digest()\n'
-        'found = str(clip.folder)')
+        'result = str(clip.folder)')
     if not reason:
-        yield Check('clip', OK, found)
+        yield Check('clip', OK, folder)
     elif 'clip' in metadata.packages_distributions().get('clip', []):
         yield Check('clip', FAIL, "the package 'clip' is not OpenAI's",
                     f'{sys.executable} -m pip uninstall -y clip && {PIP} openai-clip')
@@ -216,71 +216,71 @@ def check_clip() -> Iterator[Check]:
 
 
 def check_network() -> Iterator[Check]:
-    """Features of the demo model's network beside CLIP's own modules, and its time."""
-    ways, reason = run_probe('from depthclip_ros.cli.proof import prove\nfound = prove()')
+    """Compare the features of the demo model's network with those of CLIP's modules; time it."""
+    results, reason = run_probe('from depthclip_ros.cli.proof import prove\nresult = prove()')
     if reason:
         yield Check('network', FAIL, f'the demo model does not run: {reason}',
                     f'{PIP} torch torchvision openai-clip')
         return
-    for way in ways:
-        seen = (f'{way["precision"]} by {way["engine"]}, {1e3 * way["seconds"]:.0f} ms an image '
-                f'of the demo model, features {way["difference"]:.1g} off those of CLIP\'s own '
-                'modules')
-        if not way['difference'] <= way['rounding']:
-            yield Check('network', FAIL, f'{seen}, where rounding explains {way["rounding"]:g}',
-                        f'Use another precision than {way["precision"]}, and please report it.')
-        elif way['seconds'] > 1.2 * ways[0]['seconds']:
-            yield Check('network', WARN, f'{seen}: slower than {ways[0]["precision"]}',
-                        f'precision: {ways[0]["precision"]}')
+    for result in results:
+        detail = (f'{result["precision"]} by {result["engine"]}, {1e3 * result["seconds"]:.0f} ms '
+                  f'an image of the demo model, features {result["difference"]:.1g} off those of '
+                  "CLIP's own modules")
+        if not result['difference'] <= result['rounding']:
+            yield Check('network', FAIL, f'{detail}; rounding explains {result["rounding"]:g}',
+                        f'Use another precision than {result["precision"]}, and please report it.')
+        elif result['seconds'] > 1.2 * results[0]['seconds']:
+            yield Check('network', WARN, f'{detail}: slower than {results[0]["precision"]}',
+                        f'precision: {results[0]["precision"]}')
         else:
-            yield Check('network', OK, seen)
+            yield Check('network', OK, detail)
 
 
 def check_optional() -> Iterator[Check]:
-    """Packages without which only a part of this one works."""
-    there = {name: next((d.version for d in metadata.distributions(name=name)), '')
-             for name in (*OPTIONAL, 'onnxruntime', 'onnx')}
+    """Check optional packages."""
+    versions = {name: next((d.version for d in metadata.distributions(name=name)), '')
+                for name in (*OPTIONAL, 'onnxruntime', 'onnx')}
     for package, loss in OPTIONAL.items():
-        if not there[package]:
+        if not versions[package]:
             yield Check(package, WARN, f'not installed: {loss}', f'{PIP} {package}')
     yield Check('packages', OK, ', '.join(f'{name} {version or "-"}'
-                                          for name, version in there.items()))
+                                          for name, version in versions.items()))
 
 
 def check_caches() -> Iterator[Check]:
-    """Weights and text features on this machine."""
-    found, reason = run_probe(
+    """Check weights and text features in the cache."""
+    result, reason = run_probe(
         'from depthclip_ros.core import weights\n'
         'from depthclip_ros.core.errors import ConfigError, WeightsError\n'
-        'found = {"folder": "", "fault": "", "here": []}\n'
+        'result = {"folder": "", "fault": "", "names": []}\n'
         'try:\n'
         '    folder = weights.cache_folder()\n'
-        '    found["folder"] = str(folder)\n'
+        '    result["folder"] = str(folder)\n'
         '    for name, release in weights.RELEASES.items():\n'
         '        path = weights.find(name, folder)\n'
         '        if path:\n'
         '            weights.file_digest(path, release)\n'
-        '            found["here"].append(name)\n'
+        '            result["names"].append(name)\n'
         'except (ConfigError, WeightsError) as error:\n'
-        '    found["fault"] = str(error)')
+        '    result["fault"] = str(error)')
     if reason:
         yield Check('weights', FAIL, f'the core cannot be imported: {reason}',
                     f'{PIP} PyYAML typing_extensions')
         return
-    if not found['folder']:
-        yield Check('cache', FAIL, found['fault'], 'export DEPTHCLIP_CACHE=/FOLDER')
+    if not result['folder']:
+        yield Check('cache', FAIL, result['fault'], 'export DEPTHCLIP_CACHE=/FOLDER')
         return
-    folder = Path(found['folder'])
-    if found['fault']:
-        yield Check('weights', FAIL, found['fault'],
+    folder = Path(result['folder'])
+    if result['fault']:
+        yield Check('weights', FAIL, result['fault'],
                     f'sudo chmod -R a+rX {folder}   (what is damaged: delete it, and depthclip '
                     'fetch RN50)')
-    elif found['here']:
-        yield Check('weights', OK, f'{", ".join(found["here"])}, checksums verified')
+    elif result['names']:
+        yield Check('weights', OK, f'{", ".join(result["names"])}, checksums verified')
     else:
         yield Check('weights', WARN, f'none in {folder}: they are downloaded at the first start',
                     'depthclip fetch RN50')
-    # Unlike Path.exists, this takes what may not be looked into for absent.
+    # Unlike Path.exists, this takes folders without permission for absent.
     existing = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # noqa: PTH110
     writable = os.access(existing, os.W_OK | os.X_OK)
     if not writable or shutil.disk_usage(existing).free < 1 << 30:

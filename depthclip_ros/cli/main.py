@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line `depthclip`: a table of commands, each of which is one function of this folder.
+"""Command line `depthclip`: a table of commands; each runs one function of this folder.
 
-This file imports the standard library only, and a command's module is imported when it runs:
-`depthclip doctor` must work where nothing else does, and run.py reads command lines before
-anything is installed.
+This file imports the standard library only, and a command's module when it runs: `depthclip
+doctor` must work without any other package, and run.py parses command lines before packages are
+installed.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 
 class Command(NamedTuple):
-    """A command: its name, `module.function` of what runs it, a line, a paragraph, arguments."""
+    """A command of `depthclip`, and its arguments."""
 
     name: str
-    run: str
-    help: str
-    description: str
+    run: str  # module.function
+    help: str  # a line in the list of commands
+    description: str  # a paragraph
     options: tuple[Argument | Group, ...]
 
 
@@ -103,8 +103,8 @@ CONVERSION = (
 )
 
 
-def recording(most: int) -> Group:
-    """Arguments of a recording with measured depth, of which `most` frames are used."""
+def recording(limit: int) -> Group:
+    """Return the arguments of a recording with measured depth; `limit` is of --max-frames."""
     return Group('recording', (
         text('--image', 'TOPIC', 'of a bag with several cameras'),
         text('--depth', 'TOPIC', 'depth image, PointCloud2 or LaserScan (default: what is there)'),
@@ -126,7 +126,7 @@ def recording(most: int) -> Group:
                'image)'),
         option('--every', type=count, default=1, metavar='N',
                help='use every Nth frame (default %(default)d)'),
-        option('--max-frames', type=count, default=most, metavar='N',
+        option('--max-frames', type=count, default=limit, metavar='N',
                help='use at most N, evenly spread (default %(default)d)'),
     ))
 
@@ -310,13 +310,13 @@ COMMANDS = (
         )),
     Command(
         'stats', 'stats.show_stats', 'health of running nodes, live',
-        'Show what depth nodes tell on /diagnostics, as a table that is refreshed in place where '
-        'the output is a terminal. Exit code 1 if nothing is told.', (
+        'Show the reports of depth nodes on /diagnostics, as a table that is refreshed in place '
+        'in a terminal. Exit code 1 if no report comes.', (
             option('node', nargs='?', default='', metavar='NODE',
                    help='such as /front/depth_node (default: all)'),
             switch('--once', 'print once and end'),
             option('--timeout', type=positive, default=5.0, metavar='SECONDS',
-                   help='give up when nothing is told for this long (default %(default)g)'),
+                   help='give up when no report comes for this long (default %(default)g)'),
         )),
 )
 
@@ -340,9 +340,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=f'depthclip_ros {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for entry in COMMANDS:
-        one = commands.add_parser(entry.name, help=entry.help, description=entry.description)
-        one.set_defaults(run=entry.run)
-        add_options(one, entry.options)
+        child = commands.add_parser(entry.name, help=entry.help, description=entry.description)
+        child.set_defaults(run=entry.run)
+        add_options(child, entry.options)
     return parser
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several sub-commands need: settings from a file and the command line, and an estimator."""
+"""Settings, estimator and output files of the sub-commands."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 def settings(
     config: str | None, weights: str = '', device: str = '',
 ) -> tuple[DepthConfig, NodeConfig]:
-    """Read a parameter file (None: the defaults); options that are given win over it.
+    """Read a parameter file (None: the defaults); options of the command line override it.
 
     Raises:
         DepthClipError: the file or an option is wrong.
 
     """
     depth, node = read_config(config) if config else (DepthConfig(), NodeConfig())
-    given = read_values(config, log=to_stderr) if config else ()
+    values = read_values(config, log=to_stderr) if config else ()
     node = node.replace(**{key: value for key, value in (
         ('weights', weights), ('device', device)) if value})
-    depth, note = with_demo_settings(depth, node.weights, given)
+    depth, note = with_demo_settings(depth, node.weights, values)
     if note:
         to_stderr(note)
     return depth, node
@@ -49,7 +49,7 @@ def settings(
 def load_estimator(
     depth: DepthConfig, node: NodeConfig, weights: Loaded | None = None,
 ) -> DepthEstimator:
-    """Build the estimator that the node would build, and say what it runs on.
+    """Build the estimator that the node would build, and print its device and precision.
 
     Raises:
         DepthClipError: as `DepthEstimator`.
@@ -69,7 +69,7 @@ def load_estimator(
 
 
 def print_untrained() -> None:
-    """Say loudly that nothing here may be believed."""
+    """Print a frame with the warning that depth of untrained weights means nothing."""
     line = f'*** {UNTRAINED}. ***'
     frame = '*' * len(line)
     print(f"\n{frame}\n{line}\n{frame}\n    Trained weights: 'depthclip fetch RN50', or --weights "
@@ -77,7 +77,7 @@ def print_untrained() -> None:
 
 
 def to_stderr(message: str) -> None:
-    """Progress goes to stderr; stdout is for results."""
+    """Print progress to stderr; stdout is for results."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -88,10 +88,10 @@ def has_display() -> bool:
 
 
 def save(path: Path, content: str | bytes) -> None:
-    """Write a new file that is whole or not there.
+    """Write a new file atomically.
 
     Raises:
-        ConfigError: it is there already, or cannot be written.
+        ConfigError: the file exists, or cannot be written.
 
     """
     check_new((path,))
@@ -103,14 +103,14 @@ def save(path: Path, content: str | bytes) -> None:
 
 
 def check_for_ros(name: str, value: object) -> None:
-    """Refuse by ConfigError what ROS takes as no value, as names of files that are no UTF-8."""
+    """Raise ConfigError for a value that ROS cannot hold: text that is no UTF-8."""
     if printable(str(value)) != str(value):
         raise ConfigError(f'{name}: {value} is no UTF-8, and ROS takes nothing else. Rename the '
                           'file or folder, or choose another one.')
 
 
 def parameter_file(comment: str, parameters: dict[str, Any]) -> str:
-    """A ROS parameter file for every node; lines of the comment begin with a hash.
+    """Compose a ROS parameter file for every node; lines of the comment begin with a hash.
 
     Raises:
         ConfigError: as `check_for_ros`.
@@ -122,13 +122,13 @@ def parameter_file(comment: str, parameters: dict[str, Any]) -> str:
 
 
 def save_page(path: Path, blocks: Sequence[Block]) -> None:
-    """Write a page as HTML and as Markdown; the ending of its path is replaced."""
+    """Write a page as HTML and as Markdown; the suffix of its path is replaced."""
     save(path.with_suffix('.html'), to_html(blocks))
     save(path.with_suffix('.md'), to_markdown(blocks))
 
 
 def print_notices(*cameras: CameraModel | None) -> None:
-    """Print what is peculiar about cameras to stderr."""
+    """Print notices on peculiar cameras to stderr."""
     for sentence in notices_of(*cameras):
         to_stderr(f'WARNING: {sentence}')
 
@@ -136,18 +136,19 @@ def print_notices(*cameras: CameraModel | None) -> None:
 def given_camera(
     options: argparse.Namespace, *, rectified: bool,
 ) -> Callable[[int, int], CameraModel | None]:
-    """Camera of --fov or --camera-info, by an image's width and height; None without both.
+    """Return the camera of --fov or --camera-info as a function of an image's width and height.
+
+    It returns None without both options, and raises CameraInfoError if the file has another size.
 
     Raises:
-        DepthClipError: there is no such camera; said before anything is loaded. What is given
-            raises CameraInfoError if the calibration is of another size.
+        DepthClipError: the file or the field of view cannot be used.
 
     """
-    given = CameraCalibration.from_yaml(options.camera_info) if options.camera_info \
+    camera = CameraCalibration.from_yaml(options.camera_info) if options.camera_info \
         else options.fov
-    if isinstance(given, CameraCalibration):
-        print_notices(given.model(rectified=rectified))
-    elif given is not None:
-        CameraCalibration.from_fov(640, 480, given)
-    return lambda width, height: None if given is None else calibration_of(
-        given, width, height).model(rectified=rectified)
+    if isinstance(camera, CameraCalibration):
+        print_notices(camera.model(rectified=rectified))
+    elif camera is not None:
+        CameraCalibration.from_fov(640, 480, camera)
+    return lambda width, height: None if camera is None else calibration_of(
+        camera, width, height).model(rectified=rectified)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the network gives the right features on this machine, and how fast: for `doctor`."""
+"""Verify the features of the network on this machine, and time it, for `doctor`."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _RUNS = 7
 
 
 def prove() -> list[dict[str, Any]]:
-    """Run the demo model's network in every number format for which there is arithmetic here.
+    """Run the demo model's network in every precision that this machine computes.
 
     Returns:
-        For each its `precision`, the `engine`, the `difference` of its features from those of
-        CLIP's own modules in float32, as a part of their length, what of it `rounding` explains
-        at most, and the median `seconds` of an image.
+        For each precision: its name `precision`, the `engine`, the `difference` of the features
+        from those of CLIP's modules in float32 (relative norm), the largest difference that
+        `rounding` explains, and the median `seconds` per image.
 
     """
     device = engine.resolve_device('auto')
     _, weights = load(DEMO, 'auto', Path(), lambda _: None)
     exact = build_image_encoder(weights, 'maskclip')
-    exact.trunk = clips_own_trunk(weights)
+    exact.trunk = clip_trunk(weights)
     reference = engine.try_known_image(exact, _SIZE, torch.device('cpu'))
-    found = []
+    results = []
     for precision in ('float32', 'float16' if device.type == 'cuda' else 'bfloat16'):
         dtype = engine.resolve_precision(precision, device, lambda _: None)
         if dtype != getattr(torch, precision):
@@ -47,15 +47,15 @@ def prove() -> list[dict[str, Any]]:
             start = time.perf_counter()
             features = engine.try_known_image(encoder, _SIZE, device).cpu()
             seconds.append(time.perf_counter() - start)
-        found.append({
+        results.append({
             'precision': precision, 'engine': name, 'seconds': median(seconds),
             'difference': engine.difference(features, reference),
             'rounding': engine.TOLERANCES[dtype]})
-    return found
+    return results
 
 
-def clips_own_trunk(weights: Mapping[str, Tensor]) -> nn.Module:
-    """CLIP's own convolutional part, step by step, from the weights of a ResNet."""
+def clip_trunk(weights: Mapping[str, Tensor]) -> nn.Module:
+    """Build the convolutional part of a ResNet from CLIP's modules."""
     network: nn.Module = import_clip().model.build_model(dict(weights)).float().visual
     network.attnpool = nn.Identity()
     return network.eval().requires_grad_(False)

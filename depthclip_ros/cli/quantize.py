@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depthclip quantize`: the network in 8 bits, which `precision: int8` runs."""
+"""`depthclip quantize`: quantise the network to 8 bits for `precision: int8`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-ROOMS = 24  # rendered, where no pictures are given
-FEWEST, MOST = 8, 64  # pictures of the user's
-_FIRST_ROOM = 60000  # no other part of this package has rooms from here on
+ROOMS = 24  # rendered without --images
+MIN_PICTURES, MAX_PICTURES = 8, 64  # of --images
+_FIRST_ROOM = 60000  # no other part of this package renders rooms of higher seeds
 _COMPARED = 8  # pictures on which depth in 8 bits is compared with float32's
 
 
 def quantize(options: argparse.Namespace) -> int:
-    """Quantise, keep the result, and print how far depth is from float32's.
+    """Quantise the network, cache the result, and print the difference of depth from float32's.
 
     Args:
         options: of the command line, see `depthclip_ros.cli.main`.
@@ -35,35 +35,35 @@ def quantize(options: argparse.Namespace) -> int:
 
     Raises:
         DepthClipError: the settings or the pictures cannot be used, ONNX Runtime is missing, or
-            the result is wrong or cannot be kept.
+            the result is wrong or cannot be cached.
 
     """
     depth, node = settings(options.config, options.weights, options.device)
     pictures = _pictures(options.images) if options.images else rooms()
-    made_of = f'{len(pictures)} {"pictures" if options.images else "rendered rooms"}'
-    node = node.replace(device='cpu')  # which is what 8 bits are for
+    source = f'{len(pictures)} {"pictures" if options.images else "rendered rooms"}'
+    node = node.replace(device='cpu')  # int8 runs on CPUs alone
     exact = load_estimator(depth.replace(precision='float32'), node)
-    to_stderr(f'The network is made in 8 bits, of {made_of} ...')
+    to_stderr(f'The network is made in 8 bits, of {source} ...')
     try:
         path = exact.quantize(pictures)
     except OSError as error:
         raise EngineError(f'the network in 8 bits cannot be kept: {error}. Set cache_dir or '
                           '$DEPTHCLIP_CACHE to a folder that can be written.') from error
-    seen = pictures[::max(1, len(pictures) // _COMPARED)][:_COMPARED]
+    sample = pictures[::max(1, len(pictures) // _COMPARED)][:_COMPARED]
     rounded = load_estimator(depth.replace(precision='int8'), node)
     difference = 1e3 * np.concatenate([
         abs(rounded.predict(picture).depth - exact.predict(picture).depth).ravel()
-        for picture in seen])
-    median, most = np.nanpercentile(difference, (50, 90))
+        for picture in sample])
+    median, quantile = np.nanpercentile(difference, (50, 90))
     print(f'path:       {path}')
-    print(f'calibrated: on {made_of}')
+    print(f'calibrated: on {source}')
     print(f"depth:      differs from float32's by {median:.1f} mm (median), 90 % by less than "
-          f'{most:.1f} mm, on {len(seen)} of the pictures')
+          f'{quantile:.1f} mm, on {len(sample)} of the pictures')
     return 0
 
 
 def rooms() -> list[NDArray[np.uint8]]:
-    """`ROOMS` pictures of rendered rooms, (480, 640, 3) RGB."""
+    """Render `ROOMS` pictures of rooms, (480, 640, 3) RGB."""
     pictures = []
     for seed in range(_FIRST_ROOM, _FIRST_ROOM + ROOMS):
         scene = Scene.generate(KINDS[seed % len(KINDS)], seed)
@@ -74,18 +74,19 @@ def rooms() -> list[NDArray[np.uint8]]:
 
 
 def _pictures(paths: Sequence[str]) -> list[NDArray[np.uint8]]:
-    """(H, W, 3) RGB each, at most `MOST`, evenly chosen.
+    """Read at most `MAX_PICTURES` pictures (H, W, 3) RGB, evenly spaced.
 
     Raises:
         ImageError: there are too few, or one cannot be read.
 
     """
     files = picture_files(paths)
-    if len(files) < FEWEST:
-        raise ImageError('too few', f'--images: {len(files)} pictures; give at least {FEWEST} '
-                         'that show what the camera will see, or none for rendered rooms.')
-    if len(files) > MOST:
-        files = [files[i * len(files) // MOST] for i in range(MOST)]
+    if len(files) < MIN_PICTURES:
+        raise ImageError(
+            'too few', f'--images: {len(files)} pictures; give at least {MIN_PICTURES} that show '
+            'what the camera will see, or none for rendered rooms.')
+    if len(files) > MAX_PICTURES:
+        files = [files[i * len(files) // MAX_PICTURES] for i in range(MAX_PICTURES)]
     notes = Notes(to_stderr)
     pictures = [np.ascontiguousarray(read_picture(file, notes=notes)[..., ::-1]) for file in files]
     notes.close()

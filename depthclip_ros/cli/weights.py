@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depthclip fetch` and `depthclip encode-text`: what a robot without a network needs."""
+"""`depthclip fetch` and `depthclip encode-text`: fill the caches of a robot without internet."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def fetch_weights(options: argparse.Namespace) -> int:
-    """Download and verify official weights; without a name, list what there is.
+    """Download and verify official weights; without a name, list them.
 
     Raises:
-        DepthClipError: unknown name, no network, no space, a wrong checksum, or no cache.
+        DepthClipError: the name is unknown, the download fails, or the cache cannot be written.
 
     """
     folder = core_weights.cache_folder()
     if options.name is None:
         print(f'Official CLIP weights (cache: {folder}):')
-        for known in core_weights.RELEASES:
-            print(f'  {known:16}{core_weights.find(known, folder) or "-"}')
+        for name in core_weights.RELEASES:
+            print(f'  {name:16}{core_weights.find(name, folder) or "-"}')
         return 0
     path = core_weights.fetch(options.name, folder, to_stderr)
     core_weights.file_digest(path, core_weights.RELEASES[options.name])
@@ -35,10 +35,10 @@ def fetch_weights(options: argparse.Namespace) -> int:
 
 
 def encode_text(options: argparse.Namespace) -> int:
-    """Fill the cache of text features for a parameter file, of scenes too; prints where they are.
+    """Cache the text features of a parameter file, scenes included, and print their paths.
 
     Raises:
-        DepthClipError: the file is wrong, or weights cannot be had.
+        DepthClipError: the file is wrong, weights are missing, or the cache cannot be written.
 
     """
     from ..core.words import cache_path, cached_features, doubts, phrases_of

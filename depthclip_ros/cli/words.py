@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depthclip words`: words as an experiment: how alike, and what they say of pictures."""
+"""`depthclip words`: similarity of words, and their weights and depth on pictures."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ if TYPE_CHECKING:
 
     Float32 = NDArray[np.float32]
 
-PICTURES = 3  # that figures are drawn of, and the rest counts in the tables
+PICTURES = 3  # drawn in figures; the tables count all
 FILES = ('words.html', 'words.md')
 
 
 @dataclass
 class WordSet:
-    """One set of words, and what it says."""
+    """One set of words, and its depth of every picture."""
 
     name: str  # 'A' or 'B'
     config: DepthConfig  # with these words and their bins
     origin: str  # of the bins, in words
     features: Float32  # (K, C) unit vectors
-    answers: list[figures.Sample] = field(default_factory=list)  # of every picture
+    samples: list[figures.Sample] = field(default_factory=list)  # of every picture
 
     @property
     def label(self) -> str:
-        """Its name, and its words."""
+        """Name and words."""
         return figures.short(f'{self.name}: {", ".join(self.config.tokens)}', 44)
 
     @property
-    def said(self) -> Float32:
+    def depth(self) -> Float32:
         """Depth of all patches of all pictures, (n h w,) metres, NaN where there is none."""
-        return np.concatenate([answer.patch_depth.ravel() for answer in self.answers])
+        return np.concatenate([sample.patch_depth.ravel() for sample in self.samples])
 
 
 def words(options: argparse.Namespace) -> int:
-    """Show what words mean to a model, and what they say of pictures.
+    """Show how similar words are to a model, and their weights and depth on pictures.
 
     Returns:
-        Exit code: 1 if any picture could not be read; the others count all the same.
+        Exit code: 1 if any picture could not be read; the others count.
 
     Raises:
-        DepthClipError: settings, words, weights or output cannot be used, or no picture can.
+        DepthClipError: settings, words, weights, output or all pictures cannot be used.
 
     """
     folder = output_folder(options.output) if options.output else None
@@ -73,11 +73,11 @@ def words(options: argparse.Namespace) -> int:
         check_new(folder / name for name in (*FILES, 'figures'))
     depth, node = settings(options.config, options.weights, options.device)
     base = depth.replace(calibration='', max_stddev=0.0, scenes=('',), scene_bins=(0.0,))
-    warnings = [f'The {what} of the settings belong to their own words, and are left out.'
-                for what, is_there in (('numbers of the calibration', depth.calibration),
-                                       ('scenes', depth.has_scenes)) if is_there]
+    warnings = [f'The {name} of the settings belong to their own words, and are left out.'
+                for name, is_set in (('numbers of the calibration', depth.calibration),
+                                     ('scenes', depth.has_scenes)) if is_set]
     texts = [options.words, *([options.against] if options.against else [])]
-    configs = _configs(base, [_listed(text) for text in texts], options.bins)
+    configs = _configs(base, [_split(text) for text in texts], options.bins)
     failures: list[str] = []
     notes = Notes(warnings.append)
     frames = named_frames(options.image, options.max_images, lambda error: (
@@ -87,16 +87,16 @@ def words(options: argparse.Namespace) -> int:
     estimator = load_estimator(configs[0][0], node, loaded)
     sets = [WordSet(name, config, origin, estimator.prepare(config).text.cpu().numpy())
             for name, (config, origin) in zip('AB', configs, strict=False)]
-    warnings += [f'{one.name}: {doubt}' for one in sets for doubt in doubts(
-        phrases_of(one.config)[0], one.features, lambda: loaded[1], thorough=True)]
+    warnings += [f'{word_set.name}: {doubt}' for word_set in sets for doubt in doubts(
+        phrases_of(word_set.config)[0], word_set.features, lambda: loaded[1], thorough=True)]
     for name, rgb, _ in frames:
         notes.add(name, 'stretched', stretch_notice(rgb.shape, base.input_size))
-        for one in sets:
-            estimator.reconfigure(one.config)
-            one.answers.append(figures.sample_of(
-                rgb, estimator.predict(rgb), one.config, name))
+        for word_set in sets:
+            estimator.reconfigure(word_set.config)
+            word_set.samples.append(figures.sample_of(
+                rgb, estimator.predict(rgb), word_set.config, name))
     notes.close()
-    count, trained = len(sets[0].answers), estimator.weights.trained
+    count, trained = len(sets[0].samples), estimator.weights.trained
     if options.image and not count:
         raise ConfigError(f'no picture could be read: {"; ".join(failures[:3])}')
     if not trained:
@@ -107,9 +107,10 @@ def words(options: argparse.Namespace) -> int:
         Text(f'{estimator.weights.name}, {pictures}. Nothing here was measured: it shows what the '
              'words do, not how right they are. That takes measured depth (depthclip compare, '
              'offline_eval).')]
-    for one in sets:
-        parts += [Heading(f'Words {one.name}'), Text(f'Bins: {one.origin}.'), _table(one)]
-    parts += _depths(sets) if count else []
+    for word_set in sets:
+        parts += [Heading(f'Words {word_set.name}'), Text(f'Bins: {word_set.origin}.'),
+                  _word_table(word_set)]
+    parts += _depth_table(sets) if count else []
     parts += [Text(f'Not read: {failure}', warning=True) for failure in failures]
     print(to_terminal(parts), end='')
     if folder:
@@ -121,79 +122,80 @@ def words(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _listed(text: str) -> tuple[str, ...]:
-    found = tuple(word.strip() for word in text.split(','))
-    if len(found) < 2:
+def _split(text: str) -> tuple[str, ...]:
+    """Split words at commas; raises ConfigError unless they are two or more different ones."""
+    words = tuple(word.strip() for word in text.split(','))
+    if len(words) < 2:
         raise ConfigError(f'{quoted(text)} is one word: it would be the whole answer in every '
                           'patch. Give two at least, with commas between them, from near to far.')
-    if '' in found:
+    if '' in words:
         raise ConfigError(f'{quoted(text)} holds an empty word: commas stand between words only.')
-    lower = [word.lower() for word in found]
-    if twice := [word for word in found if lower.count(word.lower()) > 1]:
+    lower = [word.lower() for word in words]
+    if twice := [word for word in words if lower.count(word.lower()) > 1]:
         raise ConfigError(f'{quoted(text)}: {", ".join(twice)} are one word to CLIP, which stands '
                           'twice; give it once.')
-    return found
+    return words
 
 
 def _configs(
-    base: DepthConfig, lists: Sequence[tuple[str, ...]], given: tuple[float, ...] | None,
+    base: DepthConfig, lists: Sequence[tuple[str, ...]], bins: tuple[float, ...] | None,
 ) -> list[tuple[DepthConfig, str]]:
-    """Bins of each set of words, and where they come from.
+    """Configure each set of words; return the configurations with the origin of their bins.
 
-    Those given, or the settings', where there are as many as words; else as many between the
-    first and the last of them, evenly spaced, so that sets of words stay comparable.
+    Bins are those of --bins, else of the settings. For another number of words they are evenly
+    spaced over the same span, so that sets of words stay comparable.
     """
-    if given is not None and len(given) != len(lists[0]):
-        raise ConfigError(f'--bins: {len(given)} depths for {len(lists[0])} words '
+    if bins is not None and len(bins) != len(lists[0]):
+        raise ConfigError(f'--bins: {len(bins)} depths for {len(lists[0])} words '
                           f'({", ".join(lists[0])}); give one for each, in metres, ascending.')
-    known, origin = (given, 'given') if given is not None else (base.bins, "the settings' own")
-    found = []
+    span, origin = (bins, 'given') if bins is not None else (base.bins, "the settings' own")
+    configs = []
     for tokens in lists:
-        bins, said = known, origin
-        if len(known) != len(tokens):
-            bins = tuple(float(b) for b in np.linspace(known[0], known[-1], len(tokens)))
-            said = (f'evenly spaced from {known[0]:g} to {known[-1]:g} m, since {len(known)} bins '
-                    f'are {"given" if given else "in the settings"} for {len(tokens)} words')
-        found.append((base.replace(tokens=tokens, bins=bins), said))
-    return found
+        values, reason = span, origin
+        if len(span) != len(tokens):
+            values = tuple(float(b) for b in np.linspace(span[0], span[-1], len(tokens)))
+            reason = (f'evenly spaced from {span[0]:g} to {span[-1]:g} m, since {len(span)} bins '
+                      f'are {"given" if bins else "in the settings"} for {len(tokens)} words')
+        configs.append((base.replace(tokens=tokens, bins=values), reason))
+    return configs
 
 
-def _table(one: WordSet) -> Block:
-    """One row a word; words that are the same to the model share the patches they are best in."""
-    tokens, cosines = one.config.tokens, one.features @ one.features.T
+def _word_table(word_set: WordSet) -> Block:
+    """Tabulate one word per row; words with equal features share the patches they dominate."""
+    tokens, cosines = word_set.config.tokens, word_set.features @ word_set.features.T
     np.fill_diagonal(cosines, -2)
     nearest = cosines.argmax(axis=1)
     answers: list[tuple[str, ...]] = [()] * len(tokens)
-    if one.answers:
-        weights = np.concatenate([a.weights.reshape(len(tokens), -1) for a in one.answers], 1)
-        weights = weights[:, np.isfinite(weights).all(axis=0)]  # not of patches without an answer
+    if word_set.samples:
+        weights = np.concatenate([s.weights.reshape(len(tokens), -1) for s in word_set.samples], 1)
+        weights = weights[:, np.isfinite(weights).all(axis=0)]
         best = np.isclose(weights, weights.max(axis=0), rtol=1e-4, atol=0)
-        answers = [(f'{share:.1%}', f'{strongest:.1%}') for share, strongest in zip(
+        answers = [(f'{mean:.1%}', f'{strongest:.1%}') for mean, strongest in zip(
             weights.mean(axis=1), (best / best.sum(axis=0)).mean(axis=1), strict=True)]
     return Table(
-        ('word', 'bin [m]', *(('answers', 'strongest in') if one.answers else ()), 'most like',
-         'cosine'),
+        ('word', 'bin [m]', *(('answers', 'strongest in') if word_set.samples else ()),
+         'most like', 'cosine'),
         [(token, f'{metres:.2f}', *answers[i], tokens[nearest[i]],
           f'{cosines[i, nearest[i]]:.4f}')
-         for i, (token, metres) in enumerate(zip(tokens, one.config.bins, strict=True))])
+         for i, (token, metres) in enumerate(zip(tokens, word_set.config.bins, strict=True))])
 
 
-def _depths(sets: Sequence[WordSet]) -> list[Block]:
-    """What each set says."""
+def _depth_table(sets: Sequence[WordSet]) -> list[Block]:
+    """Tabulate quantiles and standard deviation of the depth by each set."""
     rows = []
-    for one in sets:
-        known = one.said[np.isfinite(one.said)]
-        values = [*np.percentile(known, (0, 50, 100)), known.std()] if known.size else [np.nan] * 4
-        rows.append((one.name, *(f'{value:.2f}' for value in values),
-                     f'{1 - known.size / one.said.size:.0%}'))
+    for word_set in sets:
+        depth, valid = word_set.depth, word_set.depth[np.isfinite(word_set.depth)]
+        values = [*np.percentile(valid, (0, 50, 100)), valid.std()] if valid.size else [np.nan] * 4
+        rows.append((word_set.name, *(f'{value:.2f}' for value in values),
+                     f'{1 - valid.size / depth.size:.0%}'))
     return [Heading('Depth'), Table(
         ('set', 'least [m]', 'median [m]', 'greatest [m]', 'deviation [m]', 'unknown'), rows)]
 
 
 def _similarity(sets: Sequence[WordSet]) -> list[Block]:
-    """Cosines of all words with all; what the model cannot tell apart is bold."""
-    features = np.concatenate([one.features for one in sets])
-    tokens = [token for one in sets for token in one.config.tokens]
+    """Tabulate the cosines of all pairs of words; bold where the model cannot tell them apart."""
+    features = np.concatenate([word_set.features for word_set in sets])
+    tokens = [token for word_set in sets for token in word_set.config.tokens]
     return [Heading('How alike the words are'), Table(
         ('', *tokens), [
             [token, *((Strong if cosine > ALIKE else str)(f'{cosine:.3f}') for cosine in row)]
@@ -204,39 +206,41 @@ def _similarity(sets: Sequence[WordSet]) -> list[Block]:
 
 
 def _figures(folder: Path, sets: Sequence[WordSet]) -> list[Block]:
-    """Draw everything into `figures/`."""
+    """Draw all figures into `figures/`."""
     parts: list[Block] = []
 
     def add(name: str, figure: Figure, title: str, caption: str) -> None:
         parts.append(figures.save(folder, name, figure, title, caption))
-    labels = [one.label for one in sets]
-    pictures = list(zip(*(one.answers for one in sets), strict=True))
-    shown = [pictures[i] for i in spread_evenly(len(pictures), PICTURES)]
+    labels = [word_set.label for word_set in sets]
+    pictures = list(zip(*(word_set.samples for word_set in sets), strict=True))
+    examples = [pictures[i] for i in spread_evenly(len(pictures), PICTURES)]
     with figures.look():
         parts.append(Heading('Depth with the words'))
-        spans = zip(*(one.config.depth_span for one in sets), strict=True)
+        spans = zip(*(word_set.config.depth_span for word_set in sets), strict=True)
         scale = bins_scale((min(next(spans)), max(next(spans))))
         if len(pictures) > 1:
-            said = [one.said[np.isfinite(one.said)] for one in sets]
-            every = np.concatenate([*said, *(one.config.bins for one in sets)])
-            edges = np.linspace(every.min(), every.max() + 1e-3, 61)
+            depths = [depth[np.isfinite(depth)] for depth in (s.depth for s in sets)]
+            bins = [word_set.config.bins for word_set in sets]
+            values = np.concatenate([*depths, *bins])
+            edges = np.linspace(values.min(), values.max() + 1e-3, 61)
             add('distribution.png', figures.distributions(
-                    edges.tolist(), {label: np.histogram(values, edges)[0].tolist()
-                                     for label, values in zip(labels, said, strict=True)},
-                    [one.config.bins for one in sets], 'depth that is said (m)'),
-                'Distribution of the depth that is said, after the paper’s Figure 3',
+                    edges.tolist(), {label: np.histogram(depth, edges)[0].tolist()
+                                     for label, depth in zip(labels, depths, strict=True)},
+                    bins, 'language depth (m)'),
+                'Distribution of language depth, after the paper’s Figure 3',
                 f'All patches of {len(pictures)} pictures. The paper’s shows true depth, which '
                 'nobody has measured here. Marks below: the bins.')
-        for number, answers in enumerate(shown, 1):
-            places = figures.at_quantiles(answers[0].patch_depth)
-            for one, answer in zip(sets, answers, strict=True):
-                stem = f'{number}_{one.name.lower()}'
+        for number, samples in enumerate(examples, 1):
+            patches = figures.at_quantiles(samples[0].patch_depth)
+            for word_set, sample in zip(sets, samples, strict=True):
+                stem = f'{number}_{word_set.name.lower()}'
                 add(f'bars_{stem}.png', figures.responses(
-                        answer, figures.short(answer.name), figures.spots_of(answer, places),
+                        sample, figures.short(sample.name), figures.spots_of(sample, patches),
                         scale),
-                    f'Words {one.name} in {"" if one is sets[0] else "the same "}four patches of '
-                    f'{answer.name}', f'Depth by all sets is on one scale. {figures.RESPONSES}')
-                add(f'maps_{stem}.png', figures.maps(answer, one.label),
-                    f'Answer of each of words {one.name} on {answer.name}',
+                    f'Words {word_set.name} in {"" if word_set is sets[0] else "the same "}four '
+                    f'patches of {sample.name}',
+                    f'Depth by all sets is on one scale. {figures.RESPONSES}')
+                add(f'maps_{stem}.png', figures.maps(sample, word_set.label),
+                    f'Answer of each of words {word_set.name} on {sample.name}',
                     'Weight of the word in every patch, all on one scale.')
     return parts

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images come from when there is no camera on the graph: files, video, webcam, bags."""
+"""Sources of images without a camera on the graph: files, videos, webcams, bags, rendering."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading rosbag2 bags, and which of their topics are the camera.
+"""Read rosbag2 bags, and find the topics of cameras in them.
 
-Needs `mcap`, `zstandard` and `rosbags`, but no ROS; a folder's topics are known without them.
+Needs `mcap`, `zstandard` and `rosbags`, but no ROS; the topics of a folder need none of them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from .storage import McapFile, Message, SqliteFile
 
 NANOSECONDS = 10 ** 9
-# Of a bag's files; behind them '.zstd' says that all of the file is compressed.
+# Of a bag's files; '.zstd' marks a file that is compressed as a whole.
 SUFFIXES = ('.mcap', '.db3', '.mcap.zstd', '.db3.zstd')
 TOPICS_KEY = 'depthclip_topics'  # in a bag's metadata: the topics that `depthclip bag` wrote
-# What the node publishes, relative to its namespace; only this package has the last one.
+# Topics of the node, relative to its namespace; no other package publishes the last one.
 LANGUAGE_TOPICS = (
     'depth/image', 'depth/image/compressedDepth', 'depth/camera_info', 'points',
     'depth/image_color', 'depth/spread', 'depth/stddev', 'depth/scale', 'scene', 'depth/words')
@@ -43,10 +43,10 @@ class BagTopic:
 
     Attributes:
         name: with its leading slash.
-        type: as ROS 2 spells it; of what is not CDR it names the encoding, too.
+        type: as ROS 2 spells it, with the encoding if that is not CDR.
         count: of its messages.
-        content: of an image topic what its first message holds, by its encoding: 'picture' or
-            'depth'; '' where either is possible, or nothing was looked at.
+        content: 'picture' or 'depth', by the encoding of an image topic's first message; '' if
+            either is possible or no message was read.
 
     """
 
@@ -61,11 +61,11 @@ class Bag(ExitStack):
 
     Attributes:
         path: of the bag.
-        counts: of the messages of its topics, as these were recorded.
+        counts: number of messages by recorded topic.
         begin: time of the first message [ns].
-        end: time behind the last one [ns].
-        is_mcap: whether its files are; else they are SQLite databases.
-        about: what is said of it in its metadata.yaml, or else in a file.
+        end: time just after the last message [ns].
+        is_mcap: whether its files are mcap; else they are SQLite databases.
+        about: description in its metadata.yaml, or else in its file.
 
     """
 
@@ -73,14 +73,13 @@ class Bag(ExitStack):
         """Open a bag folder, or a lone file.
 
         Raises:
-            BagError: it cannot be read, or lacks some of what its metadata.yaml counts; says what
-                to do.
+            BagError: the bag cannot be read, or has fewer messages than its metadata.yaml counts.
 
         """
         super().__init__()
         self.path = checked_path(path)
         try:
-            import rosbags.typesys  # noqa: F401 (by which messages are read)
+            import rosbags.typesys  # noqa: F401 (reads messages)
 
             from .storage import open_file
         except ImportError as error:
@@ -106,8 +105,8 @@ class Bag(ExitStack):
             self._compare_counts()
 
     def _channels(self, file: McapFile | SqliteFile) -> dict[int, Channel]:
-        """Topics of a file, counted; the hash of a type may be in metadata.yaml only."""
-        digests = {(said.name, said.type): said.digest for said, _ in self.about.topics}
+        """Count the topics of a file, and add hashes of types that only metadata.yaml has."""
+        digests = {(topic.name, topic.type): topic.digest for topic, _ in self.about.topics}
         channels = {
             number: replace(channel, digest=channel.digest or digests.get(
                 (channel.name, channel.type), '')) for number, channel in file.channels.items()}
@@ -116,30 +115,30 @@ class Bag(ExitStack):
         return channels
 
     def _compare_counts(self) -> None:
-        """Refuse a bag with less than its metadata.yaml says, and add its topics without any."""
-        said, there = sum(count for _, count in self.about.topics), self.counts.total()
-        if there < said:
+        """Refuse a bag with fewer messages than metadata.yaml counts; add topics without any."""
+        expected, count = sum(count for _, count in self.about.topics), self.counts.total()
+        if count < expected:
             raise BagError(
-                f'{self.path}: its metadata.yaml counts {said} messages, its files hold {there}. '
-                f"Copy it again; if the others are lost, 'ros2 bag reindex {self.path}' counts "
-                'what is there.')
-        known = {(channel.name, channel.type) for channel in self.counts}
+                f'{self.path}: its metadata.yaml counts {expected} messages, its files hold '
+                f"{count}. Copy it again; if the others are lost, 'ros2 bag reindex {self.path}' "
+                'counts what is there.')
+        counted = {(channel.name, channel.type) for channel in self.counts}
         self.counts.update({channel: 0 for channel, _ in self.about.topics
-                            if (channel.name, channel.type) not in known})
+                            if (channel.name, channel.type) not in counted})
 
     @property
     def connections(self) -> list[Channel]:
-        """Topics as they were recorded; a topic may have several."""
+        """Recorded topics; one topic may have several entries."""
         return list(self.counts)
 
     def offers(self, topic: str) -> list[Any]:
-        """Quality of service of a topic's recorded publishers; [] where it is unknown."""
+        """Return the quality of service of a topic's recorded publishers; [] if unknown."""
         return [offer for channel in self.counts if channel.topic == topic
                 for offer in channel.qos]
 
     @functools.cached_property
     def topics(self) -> list[BagTopic]:
-        """Topics by name and type; the first message of each image topic is looked at."""
+        """Topics by name and type; reads the first message of each image topic."""
         counts = Counter[tuple[str, str]]()
         for channel, count in self.counts.items():
             counts[channel.topic, channel.msgtype] += count
@@ -154,15 +153,15 @@ class Bag(ExitStack):
         self, topics: Collection[str] | None = None, begin: int | None = None,
         end: int | None = None,
     ) -> Iterator[tuple[Channel, int, bytes]]:
-        """Topic, time [ns] and content (CDR) of messages, in the order of their recording.
+        """Yield topic, time [ns] and content (CDR) of messages, in the order of recording.
 
         Args:
             topics: to read; None: all.
-            begin: time of the first message wanted; None: from the beginning.
-            end: time behind the last one; None: to the end.
+            begin: least time of a message [ns]; None: from the beginning.
+            end: time [ns] before which to stop; None: at the end.
 
         Raises:
-            BagError: the bag is damaged from here on, or fewer messages are read than it counts.
+            BagError: the bag is damaged from here on, or has fewer messages than it counts.
 
         """
         return ((channel, message.time, message.data)
@@ -172,49 +171,49 @@ class Bag(ExitStack):
         self, topics: Collection[str] | None = None, begin: int | None = None,
         end: int | None = None,
     ) -> Iterator[tuple[Channel, Message]]:
-        """Messages as `messages` gives them, with all that is known of each."""
+        """Yield what `messages` does, with the publication time and sequence of each message."""
         from .storage import remedy, translated, unpacked
         for path, file, channels in self._files:
-            wanted = {number: channel for number, channel in channels.items()
-                      if topics is None or channel.topic in topics}
-            count, counted = 0, sum(file.counts[number] for number in wanted)
+            selected = {number: channel for number, channel in channels.items()
+                        if topics is None or channel.topic in topics}
+            count, expected = 0, sum(file.counts[number] for number in selected)
             with translated(path, is_mcap=file.is_mcap):
-                for number, message in file.messages(wanted, begin, end) if counted else ():
+                for number, message in file.messages(selected, begin, end) if expected else ():
                     count += 1
-                    yield wanted[number], unpacked(
+                    yield selected[number], unpacked(
                         message, path, is_packed=self.about.compression == 'message',
-                        encoding=wanted[number].encoding)
-            if begin is None and end is None and count < counted:
-                raise BagError(f'{path} counts {counted} messages, but holds {count}: it is '
+                        encoding=selected[number].encoding)
+            if begin is None and end is None and count < expected:
+                raise BagError(f'{path} counts {expected} messages, but holds {count}: it is '
                                f'damaged. {remedy(path, is_mcap=file.is_mcap)}')
 
     def beside(self) -> Iterator[Any]:
-        """What an mcap holds beside messages: notes, but rosbag2's own, and files."""
+        """Yield metadata records (except rosbag2's) and attachments of an mcap."""
         return (record for _, file, _ in self._files if file.is_mcap for record in file.beside())
 
 
 @functools.cache
 def typestore() -> Any:
-    """The message types of ROS 2 Humble, which later ones have alike."""
+    """Return the message types of ROS 2 Humble, which later distributions share."""
     from rosbags.typesys import Stores, get_typestore
     return get_typestore(Stores.ROS2_HUMBLE)
 
 
 def read(raw: bytes, kind: str) -> Any:
-    """Read a serialised message; whatever is wrong is raised as it comes."""
+    """Deserialize a message; errors of the parser pass unchanged."""
     return typestore().deserialize_cdr(raw, kind)
 
 
 def is_bag(path: Path) -> bool:
-    """Whether a path is to be read as a bag."""
+    """Whether a path is a bag, by its name or its metadata.yaml."""
     return path.name.endswith((*SUFFIXES, '.bag')) or (path / METADATA).exists()
 
 
 def checked_path(path: str | Path) -> Path:
-    """Path of something that looks like a rosbag2 bag.
+    """Check that a path looks like a rosbag2 bag, and return it.
 
     Raises:
-        BagError: it does not.
+        BagError: there is no such path, or it is no bag by its name.
 
     """
     try:
@@ -233,7 +232,7 @@ def checked_path(path: str | Path) -> Path:
 
 
 def _files(path: Path, named: list[str] | None) -> list[Path]:
-    """Files of a bag in their order: those that metadata.yaml names, else the only one."""
+    """Return the files of a bag in order: those that metadata.yaml names, else the only one."""
     if named is not None:
         missing = [name for name in named if not (path / name).is_file()]
         if missing or not named:
@@ -242,22 +241,22 @@ def _files(path: Path, named: list[str] | None) -> list[Path]:
                 f"Copy the rest, or let 'ros2 bag reindex {path}' describe what is there, or give "
                 'a file by itself.')
         return [path / name for name in named]
-    there = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES)) \
+    files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES)) \
         if path.is_dir() else [path]
-    if len(there) != 1:
+    if len(files) != 1:
         raise BagError(
-            f'{path} has no metadata.yaml, and {len(there)} files of bags'
-            f'{": " * bool(there)}{", ".join(file.name for file in there)}. '
+            f'{path} has no metadata.yaml, and {len(files)} files of bags'
+            f'{": " * bool(files)}{", ".join(file.name for file in files)}. '
             f"'ros2 bag reindex {path}' makes one if they belong together; each file can be "
             'given by itself.')
-    return there
+    return files
 
 
 def bag_topics(path: str | Path) -> list[BagTopic]:
-    """Topics of a bag.
+    """Return the topics of a bag.
 
-    Where its files cannot be read, those that a folder's metadata.yaml names: launch files run in
-    the system's Python, without the packages that read bags.
+    If its files cannot be read, the topics come from metadata.yaml: launch files run in the
+    system's Python, without the packages that read bags.
 
     Raises:
         BagError: the bag cannot be read.
@@ -275,7 +274,7 @@ def bag_topics(path: str | Path) -> list[BagTopic]:
 
 
 def custom_data(path: str | Path) -> dict[str, str]:
-    """What the writer of a bag has said about it.
+    """Return the custom data in a bag's metadata.
 
     Raises:
         BagError: there is no such bag, or it cannot be read.
@@ -291,7 +290,7 @@ def custom_data(path: str | Path) -> dict[str, str]:
 def _about(folder: Path) -> About:
     try:
         return About.of((folder / METADATA).read_text(encoding='utf-8'))
-    except Exception as error:  # whatever is there instead of metadata
+    except Exception as error:  # any content in place of metadata
         raise BagError(
             f'{folder / METADATA} does not describe a bag of rosbag2. '
             f"'ros2 bag reindex {folder}' makes it anew; each file can be given by itself."
@@ -299,43 +298,43 @@ def _about(folder: Path) -> About:
 
 
 def _about_of(text: str) -> About:
-    """What a file says of its bag: nothing that is needed to read it."""
+    """Parse a file's description of its bag, which is optional: empty if that fails."""
     try:
         return About.of(text)
-    except Exception:  # noqa: BLE001 (others write what they like)
+    except Exception:  # noqa: BLE001 (other programs write any text)
         return About()
 
 
-# Which topics are what ---------------------------------------------------------------------------
+# Topics of cameras and depth ---------------------------------------------------------------------
 
 
 def content_of(raw: bytes, kind: str) -> str:
-    """What an image message holds by its encoding: 'picture', 'depth', or '' for either or none.
+    """Classify an image message by its encoding: 'picture', 'depth', or '' if unclear.
 
     mono16 is an infrared picture of one driver and the depth of another.
     """
     from ..messages.image_io import COMPRESSED_DEPTH, ENCODINGS, PNG_START
     try:
         message = read(raw, kind)
-    except Exception:  # noqa: BLE001 (whoever needs the message says so)
+    except Exception:  # noqa: BLE001 (a later reader of the message reports it)
         return ''
     if kind == IMAGE:
         return DEPTH if message.encoding in ('16UC1', '32FC1') else \
             PICTURE if message.encoding in ENCODINGS and message.encoding != 'mono16' else ''
-    start, described = bytes(message.data[:40]), message.format.lower()
-    is_depth = COMPRESSED_DEPTH in described or start.startswith(PNG_START, 12)
+    start, encoding = bytes(message.data[:40]), message.format.lower()
+    is_depth = COMPRESSED_DEPTH in encoding or start.startswith(PNG_START, 12)
     if start.startswith(PNG_START) and start[24:26] == b'\x10\0':  # 16 bits of grey
-        return '' if 'mono16' in described and not is_depth else DEPTH
+        return '' if 'mono16' in encoding and not is_depth else DEPTH
     return DEPTH if is_depth else \
         PICTURE if start.startswith((PNG_START, b'\xff\xd8')) else ''
 
 
 def language_depth_topics(bag: Bag) -> set[str]:
-    """Topics of a bag that this package wrote, so that they are no sensor's.
+    """Return the topics of a bag that this package published.
 
-    Those that `depthclip bag` has noted in the bag's metadata; and of a recording beside the node
-    those in a namespace with depth/words, which nobody else publishes. Who records depth/image of
-    the node alone has a topic that looks like a sensor's.
+    `depthclip bag` lists them in the bag's metadata; in a recording of the node they share a
+    namespace with depth/words, which only this package publishes. A recording of the node's
+    depth/image alone looks like a sensor's.
     """
     kinds = {topic.name: topic.type for topic in bag.topics}
     noted = bag.about.custom.get(TOPICS_KEY, '').split()
@@ -346,7 +345,7 @@ def language_depth_topics(bag: Bag) -> set[str]:
 
 
 def unread_sensors(topics: Sequence[BagTopic]) -> str:
-    """Topics of cameras and sensors whose types are not read here, as the end of a sentence."""
+    """List topics of sensors whose types cannot be read, as the end of a sentence."""
     names = [f'{topic.name} ({topic.type})' for topic in topics if topic.count and re.search(
         r'Video|FFMPEG|Disparity|CustomMsg|PointCloud$|Packet|Theora',
         topic.type.rpartition('/')[2])]
@@ -359,8 +358,8 @@ class CameraTopics:
 
     Attributes:
         topic: of its images.
-        camera_info: '' where there is none.
-        compressed: whether they are compressed.
+        camera_info: its topic; '' where there is none.
+        compressed: whether the images are compressed.
         name: of the camera, where there are several.
 
     """
@@ -380,39 +379,39 @@ def cameras_of(
     topics: Sequence[BagTopic], names: Sequence[str], images: Sequence[str] = (),
     camera_infos: Sequence[str] = (), *, choice: str,
 ) -> list[CameraTopics]:
-    """Find several cameras in a bag: by their topics, else each below its name.
+    """Find several cameras in a bag: by their topics, else by the namespace of their name.
 
     Args:
         topics: of the bag.
         names: of the cameras; one may be ''.
-        images: topic of each camera's images; none: they are found.
-        camera_infos: likewise.
-        choice: how the user says which they are.
+        images: topic of each camera's images; empty: by the names.
+        camera_infos: topic of each camera_info; empty: beside the images.
+        choice: option by which the user chooses cameras, for messages.
 
     Raises:
-        BagError: one is not there, or cannot be chosen.
-        ConfigError: not as many topics as cameras.
+        BagError: a camera is missing or ambiguous.
+        ConfigError: the numbers of topics and cameras differ.
 
     """
-    found = []
+    cameras = []
     for name, image, info in zip(names, one_for_each(names, images),
                                  one_for_each(names, camera_infos), strict=True):
-        there = [topic for topic in topics
-                 if image or not name or topic.name.startswith(f'/{name}/')]
-        if name and not there:
+        candidates = [topic for topic in topics
+                      if image or not name or topic.name.startswith(f'/{name}/')]
+        if name and not candidates:
             raise BagError(f'camera {name}: the bag has no topic under /{name}/. Choose '
                            f'with {choice}.')
-        camera = camera_topics(there, image, choice)
-        found.append(replace(
+        camera = camera_topics(candidates, image, choice)
+        cameras.append(replace(
             camera, camera_info=topic_name(info) if info else camera.camera_info, name=name))
-    return found
+    return cameras
 
 
 def one_for_each(names: Sequence[str], topics: Sequence[str]) -> Sequence[str]:
-    """One topic for every camera; all empty if there are none.
+    """Check that there is one topic per camera; without topics, return an empty one for each.
 
     Raises:
-        ConfigError: too few, or too many.
+        ConfigError: there are too few or too many topics.
 
     """
     if topics and len(topics) != len(names):
@@ -426,31 +425,31 @@ def camera_topics(topics: Sequence[BagTopic], image: str, choice: str) -> Camera
     """Find the camera among a bag's topics.
 
     Args:
-        topics: Topics of the bag.
-        image: Image topic to use; `/compressed` may lack; empty: the only camera there is.
-        choice: how the user says which one it is, such as '--image TOPIC'.
+        topics: of the bag.
+        image: topic of its images, with or without `/compressed`; '': the only camera.
+        choice: option by which the user chooses a camera, such as '--image TOPIC'.
 
     Raises:
-        BagError: no camera, several, or not the one asked for; lists the candidates.
+        BagError: there is no such camera, or there are several; lists the candidates.
 
     """
     filled = [topic for topic in topics if topic.count]
     images = [topic for topic in filled if topic.type in (IMAGE, COMPRESSED_IMAGE)]
     if image:
-        asked = topic_name(image)
-        wanted = next(filter(None, ([t for t in images if t.name == name]
-                                    for name in (asked, f'{asked}/compressed'))), [])
+        name = topic_name(image)
+        matches = next(filter(None, ([t for t in images if t.name == candidate]
+                                     for candidate in (name, f'{name}/compressed'))), [])
     else:
-        wanted = [topic for topic in images if _is_photograph(topic)]
-    bases = {f'{topic.name}/' for topic in wanted}  # what is below an image, is another transport
-    cameras = [topic for topic in wanted
+        matches = [topic for topic in images if _is_photograph(topic)]
+    bases = {f'{topic.name}/' for topic in matches}  # topics below an image are its transports
+    cameras = [topic for topic in matches
                if not any(topic.name.startswith(base) for base in bases)]
     if len(cameras) != 1:
         listed = ', '.join(dict.fromkeys(
             topic.name.removesuffix('/compressed') for topic in cameras or images)) or 'none'
         raise BagError(
             f'The bag has several cameras: {listed}. Choose one with {choice}.' if cameras else
-            f'The bag has no images on {asked!r}. Its image topics: {listed}'
+            f'The bag has no images on {name!r}. Its image topics: {listed}'
             f'{unread_sensors(topics)}.' if image else
             'The bag has no camera image (sensor_msgs Image or CompressedImage that is neither '
             f'depth nor called so). Its other image topics: {listed}{unread_sensors(topics)}.'
@@ -464,10 +463,10 @@ def camera_topics(topics: Sequence[BagTopic], image: str, choice: str) -> Camera
 
 
 def _is_photograph(topic: BagTopic) -> bool:
-    """Whether a topic of images is a camera's: by its content, and then by the end of its name.
+    """Whether an image topic is a camera's, by its content and the last two parts of its name.
 
-    Of a picture its last part counts, and the one before if it is nothing but such a word: depth
-    in colours is a picture, too. Where the content leaves it open, the word may be anywhere there.
+    Depth in colours is a picture, too: the last part must not contain a word of `NOT_PHOTOGRAPHS`,
+    and the part before must not be one. If the content is unclear, it must not contain one either.
     """
     *_, space, last = topic.name.removesuffix('/compressed').lower().split('/')
     if topic.content == PICTURE and space not in NOT_PHOTOGRAPHS:
@@ -477,6 +476,6 @@ def _is_photograph(topic: BagTopic) -> bool:
 
 
 def camera_info_beside(image: str) -> str:
-    """Topic of an image's camera_info by image_transport's rule: the image's sibling."""
+    """Return the topic of an image's camera_info by image_transport's rule: its sibling."""
     namespace, slash, _ = image.removesuffix('/compressed').rpartition('/')
     return f'{namespace}{slash}camera_info'

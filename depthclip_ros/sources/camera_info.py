@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A camera's calibration for pictures that come without one: from a file, or a stated guess."""
+"""Intrinsics of a camera for pictures without a camera_info: from a file or a field of view."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 
     from ..sim import SimCamera
 
-BUILTIN_HFOV = 63.33  # degrees; that of the NYU v2 colour camera
-
+BUILTIN_HFOV = 63.33  # degrees, of the colour camera of NYU v2
 
 _EXPECTED = (
     'Needed is a file as camera_calibration writes it: image_width, image_height, camera_matrix: '
     '{data: [fx, 0, cx, 0, fy, cy, 0, 0, 1]}, distortion_model and distortion_coefficients: '
     '{data: […]}')
-# Files of other programs: how their text is known, what they are, and what to make of them.
+# Files of other programs: a pattern of their text, and a sentence on how to convert them.
 _PROGRAMS = (
     (r'\A[\d.eE+\-,;\[\]\s]+\Z', (
         'it holds numbers alone, as ScanNet, Stray Scanner and TUM have them: a camera matrix, or '
@@ -59,16 +58,17 @@ _PROGRAMS = (
     (r'\bppx\b', (
         "it is librealsense's: fx, fy, ppx, ppy are of the camera matrix, coeffs the distortion")),
 )
-# Entries of a camera_info that was printed, by their names in a file.
+# Fields of a printed camera_info by the names of the entries in a file.
 _PRINTED = {'image_width': 'width', 'image_height': 'height', 'camera_matrix': 'k',
             'distortion_coefficients': 'd', 'rectification_matrix': 'r', 'projection_matrix': 'p',
             'distortion_model': 'distortion_model'}
-# Of the image's width, the least focal length: a fisheye of 220 degrees has 0.26.
-_LEAST_FOCAL = 0.05
+# Least focal length in image widths: a fisheye of 220 degrees has 0.26.
+_MIN_FOCAL = 0.05
+
 
 @dataclass(frozen=True)
 class CameraCalibration:
-    """The numbers of a `sensor_msgs/CameraInfo`, row by row, in pixels."""
+    """Intrinsics of a `sensor_msgs/CameraInfo`: matrices row by row, in pixels."""
 
     width: int
     height: int
@@ -82,45 +82,48 @@ class CameraCalibration:
     def pinhole(
         cls, width: int, height: int, k: tuple[float, ...], d: tuple[float, ...] = (0.0,) * 5,
     ) -> CameraCalibration:
-        """Camera of nine numbers of K, row by row, that turns nothing."""
+        """Make a camera of K (nine numbers, row by row) without rectification."""
         return cls(width, height, k, d, 'plumb_bob', (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
                    (*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0))
 
     @classmethod
     def from_fov(cls, width: int, height: int, hfov: float) -> CameraCalibration:
-        """Undistorted pinhole camera with the centre in the middle of the picture.
+        """Make an undistorted pinhole camera with its principal point at the image's centre.
 
         Args:
             width: of the picture, in pixels.
             height: of the picture, in pixels.
-            hfov: angle between the left and the right edge, in degrees, 0 to 180 exclusive.
+            hfov: horizontal field of view in degrees.
+
+        Raises:
+            CameraInfoError: the field of view is out of range.
 
         """
         if not 0 < hfov < 180:
             raise CameraInfoError('field of view', f'A horizontal field of view of {hfov} degrees '
                                   'is impossible for a pinhole camera; give 0 < FOV < 180.')
         focal = width / 2 / math.tan(math.radians(hfov) / 2)
-        # Pixel centres are whole numbers: the picture spans -0.5 to width - 0.5.
+        # Pixel centres are integers: the picture spans -0.5 to width - 0.5.
         return cls.pinhole(width, height, (
             focal, 0.0, (width - 1) / 2, 0.0, focal, (height - 1) / 2, 0.0, 0.0, 1.0))
 
     @classmethod
     def of_sim(cls, camera: SimCamera) -> CameraCalibration:
-        """What `sensor_msgs/CameraInfo` says about a simulated camera."""
+        """Make the intrinsics of a simulated camera."""
         return cls.pinhole(camera.width, camera.height,
                            tuple(map(float, camera.matrix.ravel())), camera.distortion)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> CameraCalibration:
-        """Read a file as the ROS tools `camera_calibration` and `camera_info_manager` write it.
+        """Read a file of the ROS tools `camera_calibration` and `camera_info_manager`.
 
-        As those of other programs it may call the model `camera_model` (without either name it is
-        plumb_bob), leave out distortion, rectification and projection (none, the identity, and
-        the camera matrix), and have numbers without `data`. A camera_info as `ros2 topic echo`
-        prints it is read as well.
+        Files of similar programs may name the model `camera_model` (default: plumb_bob), omit
+        distortion, rectification and projection (defaults: zero, the identity, and the camera
+        matrix), and have numbers without `data`. The output of `ros2 topic echo` for a camera_info
+        is read as well.
 
         Raises:
-            CameraInfoError: missing or malformed file; says which entry, or which program's.
+            CameraInfoError: the file is missing or malformed; names the entry or the program.
 
         """
         entries = _entries(path)
@@ -131,15 +134,15 @@ class CameraCalibration:
         model = entries.get('distortion_model') or entries.get('camera_model')
         return replace(
             plain, distortion_model=str(model or plain.distortion_model),
-            d=_numbers(path, entries, 'distortion_coefficients', missing=plain.d),
+            d=_numbers(path, entries, 'distortion_coefficients', default=plain.d),
             r=_numbers(path, entries, 'rectification_matrix', 9, plain.r),
             p=_numbers(path, entries, 'projection_matrix', 12, plain.p))
 
     def model(self, *, rectified: bool = False) -> CameraModel:
-        """Give the camera, as the node reads it from a camera_info with these numbers.
+        """Make the camera that the node makes from a camera_info with these numbers.
 
         Raises:
-            CameraInfoError: the numbers are no calibrated camera's.
+            CameraInfoError: the numbers are not those of a calibrated camera.
 
         """
         roi = SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0, do_rectify=False)
@@ -147,41 +150,41 @@ class CameraCalibration:
             SimpleNamespace(**vars(self), binning_x=0, binning_y=0, roi=roi), rectified)
 
     def fill(self, message: CameraInfo) -> None:
-        """Copy into a `sensor_msgs/CameraInfo`; its header is left alone."""
+        """Copy into a `sensor_msgs/CameraInfo`, except its header."""
         for name, value in vars(self).items():
             setattr(message, name, value)
 
 
 def calibration_of(
-    given: CameraCalibration | float, width: int, height: int,
+    camera: CameraCalibration | float, width: int, height: int,
 ) -> CameraCalibration:
-    """Give the calibration of pictures of one size.
+    """Return the intrinsics of pictures of one size.
 
     Args:
-        given: of a file; or the horizontal field of view in degrees.
+        camera: intrinsics of a file, or the horizontal field of view in degrees.
         width: of the pictures, in pixels.
         height: of the pictures, in pixels.
 
     Raises:
-        CameraInfoError: the file is for pictures of another size ('another size'), or there is no
-            such field of view.
+        CameraInfoError: the file is for pictures of another size ('another size'), or the field
+            of view is out of range.
 
     """
-    if not isinstance(given, CameraCalibration):
-        return CameraCalibration.from_fov(width, height, given)
-    if (given.width, given.height) != (width, height):
+    if not isinstance(camera, CameraCalibration):
+        return CameraCalibration.from_fov(width, height, camera)
+    if (camera.width, camera.height) != (width, height):
         raise CameraInfoError(
-            'another size', f'The calibration is for {given.width} x {given.height} pixels, but a '
-            f'picture has {width} x {height}; resize the pictures or leave --camera-info away.')
-    return given
+            'another size', f'The calibration is for {camera.width} x {camera.height} pixels, but '
+            f'a picture has {width} x {height}; resize the pictures or leave --camera-info away.')
+    return camera
 
 
-def _malformed(path: str | Path, what: str) -> CameraInfoError:
-    return CameraInfoError('malformed file', f'{path} is no camera calibration: {what}.')
+def _malformed(path: str | Path, reason: str) -> CameraInfoError:
+    return CameraInfoError('malformed file', f'{path} is no camera calibration: {reason}.')
 
 
 def _entries(path: str | Path) -> dict[Any, Any]:
-    """What a YAML file says; programs whose files are others are named."""
+    """Parse a YAML file; files of other programs raise an error on how to convert them."""
     try:
         with open_regular(user_path(path)) as file:
             text = file.read().decode()
@@ -192,9 +195,9 @@ def _entries(path: str | Path) -> dict[Any, Any]:
     if '[image]' in text.split():
         raise _malformed(path, 'it is an .ini file, as Videre and older tools write it. Convert '
                          f'it: ros2 run camera_calibration_parsers convert {path} camera.yaml')
-    for known, what in _PROGRAMS:
-        if re.search(known, text, re.MULTILINE):
-            raise _malformed(path, f'{what}. {_EXPECTED}')
+    for pattern, sentence in _PROGRAMS:
+        if re.search(pattern, text, re.MULTILINE):
+            raise _malformed(path, f'{sentence}. {_EXPECTED}')
     try:
         entries = next(yaml.safe_load_all(text), None)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -212,7 +215,7 @@ def _entries(path: str | Path) -> dict[Any, Any]:
 
 
 def _of_message(path: str | Path, entries: dict[Any, Any]) -> dict[Any, Any]:
-    """A camera_info as `ros2 topic echo` or `rostopic echo` prints it, as entries of a file."""
+    """Convert a camera_info, printed by `ros2 topic echo` or `rostopic echo`, to file entries."""
     fields = {str(name).lower(): value for name, value in entries.items()}
     if not {'width', 'height', 'k', 'd'} <= fields.keys():
         return entries
@@ -227,19 +230,19 @@ def _of_message(path: str | Path, entries: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _check_matrix(path: str | Path, camera: CameraCalibration) -> None:
-    """Refuse a camera matrix of another convention than OpenCV's, in pixels and row by row."""
+    """Refuse a camera matrix that is not in OpenCV's convention, in pixels and row by row."""
     (fx, _, cx), (_, fy, cy), last = np.reshape(camera.k, (3, 3)).tolist()
     if last[:2] != [0, 0] and cx == cy == 0:
-        wrong = 'has its columns one after the other: transpose it'
+        fault = 'has its columns one after the other: transpose it'
     elif min(fx, fy) < 0:
-        wrong = ('has a negative focal length, of axes that point up or to the left. Those of an '
+        fault = ('has a negative focal length, of axes that point up or to the left. Those of an '
                  'image point right and down: if yours are not mirrored, give it as positive')
-    elif 0 < fx < _LEAST_FOCAL * camera.width:
-        wrong = ('has a focal length that no lens has. It should be in pixels, not in parts of '
+    elif 0 < fx < _MIN_FOCAL * camera.width:
+        fault = ('has a focal length that no lens has. It should be in pixels, not in parts of '
                  'the image or in millimetres')
     else:
         return
-    raise _malformed(path, f'camera_matrix is {quoted(list(camera.k))}, which {wrong}')
+    raise _malformed(path, f'camera_matrix is {quoted(list(camera.k))}, which {fault}')
 
 
 def _pixels(path: str | Path, entries: dict[Any, Any], name: str) -> int:
@@ -251,13 +254,13 @@ def _pixels(path: str | Path, entries: dict[Any, Any], name: str) -> int:
 
 def _numbers(
     path: str | Path, entries: dict[Any, Any], name: str, count: int = 0,
-    missing: tuple[float, ...] = (),
+    default: tuple[float, ...] = (),
 ) -> tuple[float, ...]:
-    """Numbers of an entry, row by row, with or without `data`; `count` 0: any number of them."""
+    """Parse the numbers of an entry, with or without `data`; `count` 0 accepts any number."""
     entry = entries.get(name)
     if entry is None:
-        if missing:
-            return missing
+        if default:
+            return default
         raise _malformed(path, f'it has no {name}. {_EXPECTED}')
     try:
         values = np.array(entry['data'] if isinstance(entry, dict) else entry, float).ravel()

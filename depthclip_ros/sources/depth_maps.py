@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth maps from files, as data sets, calibration and evaluation read them. Needs no ROS."""
+"""Read depth maps from files, for data sets, calibration and evaluation. Needs no ROS."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ SUFFIXES = (*ARRAYS, '.pfm', '.tif', '.tiff', '.png', '.pgm')
 def read_depth_map(
     path: Path, *, dimensions: int = 2, integers: bool = False,
 ) -> NDArray[Any]:
-    """Read the numbers of a depth map, whatever its file is called, and as they are stored.
+    """Read the stored numbers of a depth map, in the format of its content, not of its name.
 
     Args:
-        path: of a picture of 16 bits or floating point, of a .npy, or of a .npz of one array.
-        dimensions: 2, or 3 for the depth of several images in one array; axes of one are dropped.
-        integers: whether an array may hold whole numbers, because it is known what a metre is.
+        path: of a picture of 16 bits or floating point, a .npy, or a .npz of one array.
+        dimensions: 2, or 3 for several images in one array; axes of length one are dropped.
+        integers: whether an array may hold integers, because their unit is known.
 
     Returns:
-        (H, W) or (N, H, W) of floating point or whole numbers.
+        (H, W) or (N, H, W), floating point or integers.
 
     Raises:
-        ImageError: 'not depth', with what it is instead.
+        ImageError: 'not depth', with the content of the file.
 
     """
     try:
@@ -47,7 +47,7 @@ def read_depth_map(
         values = _array(path) if is_array else read_pixels(path, cv2.IMREAD_UNCHANGED)
     except ImageError as error:
         raise ImageError('not depth', str(error)) from error
-    except Exception as error:  # whatever a damaged file makes NumPy raise
+    except Exception as error:  # NumPy raises many kinds on damaged files
         raise ImageError(
             'not depth', f'{path}: cannot be read as depth: {reason(error)}.') from error
     numbers = values
@@ -55,10 +55,10 @@ def read_depth_map(
         numbers = values.reshape([length for length in values.shape if length > 1])
     if numbers.ndim == 2 < dimensions:
         numbers = numbers[np.newaxis]
-    is_whole = values.dtype == np.uint16 or (
+    is_integer = values.dtype == np.uint16 or (
         is_array and values.dtype.kind in 'iu' and values.dtype.itemsize > 1)
     if numbers.ndim != dimensions or not numbers.size or not (
-            numbers.dtype.kind == 'f' or (is_whole and (integers or not is_array))):
+            numbers.dtype.kind == 'f' or (is_integer and (integers or not is_array))):
         raise ImageError(
             'not depth', f'{path}: holds {values.dtype} {values.shape}; expected one channel of '
             'floating point in metres (.npy, .npz, .tif, .pfm), or of 16 bits (PNG, TIFF); or an '
@@ -69,13 +69,12 @@ def read_depth_map(
 
 
 def _check_pfm(path: Path) -> None:
-    """See that a PFM is whole, and that its numbers are what is stored.
+    """Check that a PFM is complete, and that its scale is 1.
 
-    OpenCV divides by the scale in the third line, some multiply, most programs of depth leave the
-    numbers as they are.
+    OpenCV divides by the scale in the third line, other programs multiply, and most ignore it.
 
     Raises:
-        ImageError: 'not depth', it is not so.
+        ImageError: 'not depth'.
 
     """
     content = path.read_bytes()
@@ -88,8 +87,8 @@ def _check_pfm(path: Path) -> None:
         raise ImageError('not depth', f'{path}: has no header of a PFM: Pf, width and height, and '
                          'a scale of 1 or -1.')
     length = 4 * int(header[2]) * int(header[3]) * (3 if header[1] == b'F' else 1)
-    if (there := len(content) - header.end()) < length:
-        raise ImageError('not depth', f'{path}: is truncated: {there:,} bytes of {length:,}. Copy '
+    if (size := len(content) - header.end()) < length:
+        raise ImageError('not depth', f'{path}: is truncated: {size:,} bytes of {length:,}. Copy '
                          'it again.')
     if scale != 1:
         raise ImageError('not depth', f'{path}: has a scale of {scale:g} in its header, by which '

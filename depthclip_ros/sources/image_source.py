@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: allow-untyped-calls
-# (rclpy's Node, of which this has one, is typed in part only)
-"""A camera without a camera: publishes files, a video, a webcam, or built-in pictures.
+# (rclpy's Node is typed in part only)
+"""Publish files, a video, a webcam, or rendered pictures as a camera does.
 
 Publishers (relative names):
     image (sensor_msgs/Image): bgr8
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from ..color import Picture
 
-# An image can be lost while discovery is still going on: it is sent again after this time.
+# During discovery an image can be lost: it is sent again after this time.
 ANSWER_TIMEOUT = 5.0
 FRAME = 'camera_color_optical_frame'
 QOS = QoSProfile(depth=2)  # reliable
@@ -61,7 +61,7 @@ class ImageSource(Node):
 
         Args:
             options: of `parser()`.
-            stop: ends all waiting when it is set.
+            stop: ends every wait when it is set.
 
         Raises:
             CameraInfoError: the calibration file cannot be used.
@@ -69,7 +69,7 @@ class ImageSource(Node):
         """
         super().__init__('image_source')
         self._options, self._stop = options, stop
-        # NYU's where nobody says: a guess that changes the scale of depth would be worse.
+        # NYU's by default: another guess would change the scale of depth.
         fov = BUILTIN_HFOV if options.fov is None else options.fov
         self._camera = CameraCalibration.from_yaml(options.camera_info) \
             if options.camera_info else fov
@@ -88,9 +88,9 @@ class ImageSource(Node):
         self.published = 0
 
     def publish(self, picture: Picture) -> None:
-        """Send one picture (H, W, 3), BGR, and its camera_info, stamped now.
+        """Publish a picture (H, W, 3), BGR, and its camera_info, stamped now.
 
-        With --answer it is sent again, with the same stamp, until that has been answered.
+        With --answer it is sent again, with the same stamp, until an answer has that stamp.
 
         Raises:
             CameraInfoError: the calibration file is for pictures of another size.
@@ -117,12 +117,12 @@ class ImageSource(Node):
                 f'No answer in {ANSWER_TIMEOUT:g} s; sending the picture again.')
 
     def wait_for_subscribers(self, count: int) -> None:
-        """Wait until that many subscribe to the images."""
+        """Wait until the images have `count` subscribers."""
         while self._images.get_subscription_count() < count and not self._stop.is_set():
             self.spin_for(0.05)
 
     def spin_for(self, seconds: float) -> None:
-        """Serve callbacks for a while; ends early when `stop` is set."""
+        """Spin for a time in seconds, or until `stop` is set."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0 and not self._stop.is_set():
             rclpy.spin_once(self, timeout_sec=min(left, 0.1))
@@ -132,7 +132,7 @@ class ImageSource(Node):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of the executable."""
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog='image_source', description='Publish pictures as a camera would, on image and '
         'camera_info. Without a source: rendered rooms, endlessly.')
@@ -160,12 +160,12 @@ def parser() -> argparse.ArgumentParser:
 def open_source(
     options: argparse.Namespace, skip: Callable[[ImageError], None], notes: Notes,
 ) -> Iterator[Picture]:
-    """Pictures that the command line asks for; `skip` is told of unreadable files.
+    """Open the pictures of the command line; `skip` receives the errors of unreadable files.
 
-    `notes` is told of what is peculiar.
+    `notes` receives notices on peculiar pictures.
 
     Raises:
-        ImageError: it is missing.
+        ImageError: a file or folder is missing.
 
     """
     if options.images:
@@ -180,10 +180,10 @@ def open_source(
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the executable `image_source`; returns its exit code."""
-    given, of_ros = split_arguments(sys.argv[1:] if args is None else args)
-    # FFmpeg says of a damaged frame what nobody understands; of a video that is none, we do.
+    arguments, ros_arguments = split_arguments(sys.argv[1:] if args is None else args)
+    # FFmpeg's messages on damaged frames are cryptic; files that are no video raise ImageError.
     os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
-    return run('image_source', lambda stop: _publish(given, stop), of_ros)
+    return run('image_source', lambda stop: _publish(arguments, stop), ros_arguments)
 
 
 def _publish(arguments: list[str], stop: Event) -> int:
@@ -205,9 +205,9 @@ def _publish(arguments: list[str], stop: Event) -> int:
             if stop.is_set():
                 break
             source.publish(picture)
-            # A late source goes on from now: it does not send a burst to catch up.
+            # A late source continues from now, without a burst to catch up.
             due = max(due + 1 / options.rate, time.monotonic())
-        # What was sent last is still on its way to slow subscribers.
+        # The last messages are still on their way to slow subscribers.
         source.spin_for(0.5)
         notes.close()
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How rosbag2 describes a bag: in metadata.yaml, and likewise within its files."""
+"""The metadata of rosbag2, in metadata.yaml and within the files of a bag."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _KEY = 'rosbag2_bagfile_information'
 
 @dataclass(frozen=True)
 class Channel:
-    """A topic as it was recorded.
+    """A recorded topic.
 
     Attributes:
         name: of the topic.
-        type: of its messages; '' where nothing says so.
+        type: of its messages; '' if unknown.
         encoding: of its messages, mostly 'cdr'.
-        schema_encoding: how the type is described: 'ros2msg', 'ros2idl', …
-        schema: the description; empty where there is none.
-        metadata: what else a file says of it, such as the quality of service (YAML).
-        digest: hash of the type (RIHS01); '' unless known.
+        schema_encoding: format of the schema: 'ros2msg', 'ros2idl', …
+        schema: definition of the type; empty if the file has none.
+        metadata: further entries of the file, such as the quality of service (YAML).
+        digest: hash of the type (RIHS01); '' if unknown.
 
     """
 
@@ -42,33 +42,33 @@ class Channel:
 
     @property
     def topic(self) -> str:
-        """Its name, with the leading slash."""
+        """Name with the leading slash."""
         return topic_name(self.name)
 
     @property
     def msgtype(self) -> str:
-        """Its type as ROS 2 spells it; of what is not CDR it names the encoding, too."""
+        """Type as ROS 2 spells it, with the encoding if that is not CDR."""
         return type_name(self.type) if self.encoding == 'cdr' else \
             f'{self.type} as {self.encoding}'
 
     @property
     def qos(self) -> list[Any]:
-        """Quality of service of its publishers, as `rosbags` has it; [] where it is unknown."""
+        """Quality of service of its publishers, as `rosbags` parses it; [] if unknown."""
         from rosbags.rosbag2.metadata import parse_qos
         try:
             return list(parse_qos(dict(self.metadata).get(QOS, '')))
-        except Exception:  # noqa: BLE001 (others write what they like)
+        except Exception:  # noqa: BLE001 (other programs write any text)
             return []
 
 
 def latched_history(topic: str, offers: Sequence[Any]) -> int | None:
-    """How many messages late subscribers get: 0 of what is not latched; None: all.
+    """Return how many messages a late subscriber gets: 0 if the topic is not latched; None: all.
 
-    The recorded depth is mostly 0, because no middleware tells it: then it is one message of each
-    publisher. Transforms on /tf_static hold for ever, whatever is recorded of it.
+    The recorded depth is mostly 0, because no middleware reports it: it counts as one message of
+    each publisher. Transforms on /tf_static never expire, whatever was recorded.
 
     Args:
-        topic: by its name.
+        topic: its name.
         offers: quality of service of its recorded publishers.
 
     """
@@ -83,14 +83,14 @@ def latched_history(topic: str, offers: Sequence[Any]) -> int | None:
 
 @dataclass
 class About:
-    """What rosbag2 says about a bag.
+    """Description of a bag by rosbag2.
 
     Attributes:
         files: their names.
-        topics: with the number of their messages; without the descriptions of their types.
-        compression: 'message', 'file' or 'none'; says nothing of an mcap's chunks.
-        custom: what the bag's writer has noted.
-        distro: of ROS; '' unless known.
+        topics: with the number of their messages, without schemas.
+        compression: 'message', 'file' or 'none', whatever the compression of an mcap's chunks.
+        custom: entries of the bag's writer.
+        distro: of ROS; '' if unknown.
 
     """
 
@@ -102,23 +102,23 @@ class About:
 
     @classmethod
     def of(cls, text: str) -> About:
-        """Read YAML of any version of rosbag2; whatever is wrong is raised as it comes."""
-        said = yaml.safe_load(text)
-        said = said.get(_KEY, said)
+        """Parse YAML of any version of rosbag2; errors pass unchanged."""
+        fields = yaml.safe_load(text)
+        fields = fields.get(_KEY, fields)
         return cls(
-            [PurePath(name).name for name in said.get('relative_file_paths') or ()],
+            [PurePath(name).name for name in fields.get('relative_file_paths') or ()],
             [(_channel(topic['topic_metadata']), int(topic['message_count']))
-             for topic in said['topics_with_message_count']],
-            str(said.get('compression_mode') or 'none').lower(),
-            dict(said.get('custom_data') or {}), str(said.get('ros_distro') or ''))
+             for topic in fields['topics_with_message_count']],
+            str(fields.get('compression_mode') or 'none').lower(),
+            dict(fields.get('custom_data') or {}), str(fields.get('ros_distro') or ''))
 
     def dump(self, storage: str, begin: int, end: int) -> tuple[str, str]:
-        """YAML of version 8, which Humble and later ones read: of metadata.yaml, of a file.
+        """Return YAML of version 8, which Humble and later read, for metadata.yaml and a file.
 
         Args:
             storage: 'mcap' or 'sqlite3'.
             begin: time of the first message [ns].
-            end: that of the last one.
+            end: time of the last message [ns].
 
         """
         from rosbags.rosbag2.metadata import dump_qos_v8
@@ -138,14 +138,14 @@ class About:
             'relative_file_paths': self.files,
             'files': [{'path': name, **span} for name in self.files],
             'custom_data': self.custom or None, 'ros_distro': self.distro or 'unknown'}
-        whole, within = (yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
-                         for said in ({_KEY: about}, about))
-        return whole, within
+        of_bag, of_file = (yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+                           for fields in ({_KEY: about}, about))
+        return of_bag, of_file
 
 
-def _channel(said: dict[str, Any]) -> Channel:
-    qos = said.get(QOS) or ''
+def _channel(fields: dict[str, Any]) -> Channel:
+    qos = fields.get(QOS) or ''
     return Channel(
-        said['name'], said['type'], said.get('serialization_format') or 'cdr',
+        fields['name'], fields['type'], fields.get('serialization_format') or 'cdr',
         metadata=((QOS, qos if isinstance(qos, str) else yaml.safe_dump(qos)),),
-        digest=str(said.get('type_description_hash') or ''))
+        digest=str(fields.get('type_description_hash') or ''))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures from files, folders, videos, webcams, or built in. Needs no ROS."""
+"""Read pictures from files, folders, videos and webcams, or render them. Needs no ROS."""
 
 from __future__ import annotations
 
@@ -35,50 +35,50 @@ MAX_PIXELS = 100_000_000  # of a picture in a file
 _NUMBERS = ('holds {}: a depth map, or a picture in linear light? Give a photograph of 8 or 16 '
             'bits a channel')
 _DECODED = frozenset(('png', 'jpeg', 'gif', 'webp', 'tiff', 'jpeg 2000', 'pnm', 'bmp', 'avif'))
-# Of `depthclip predict`, behind a name.
+# Endings of the files that `depthclip predict` writes.
 RESULTS = ('_depth.png', '_color.png', '_patches.png', '_patches.npy')
 
 
 class Notes:
-    """What is peculiar about pictures: said of the first; and of how many, at the end."""
+    """Notices on peculiar pictures: logged for the first of a kind, and counted at the end."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        """Begin; `say` is told sentences."""
-        self._say = say
+    def __init__(self, log: Callable[[str], None]) -> None:
+        """Start without notices; `log` receives sentences."""
+        self._log = log
         self._counts = Counter[str]()
 
     def add(self, name: str | Path, condition: str, sentence: str) -> None:
-        """Note of a picture what a short key stands for, by a sentence; '' where it is not so."""
+        """Count a condition (a short key) of a picture, if its sentence is not ''."""
         self._counts[condition] += bool(sentence)
         if sentence and self._counts[condition] == 1:
-            self._say(f'{name}: {sentence}')
+            self._log(f'{name}: {sentence}')
 
     def close(self) -> None:
-        """Say how many pictures it was true of, where it was not the first one alone."""
+        """Log how many pictures meet each condition, if more than one does."""
         for condition, count in self._counts.items():
             if count > 1:
-                self._say(f'{condition}: {count} pictures in all')
+                self._log(f'{condition}: {count} pictures in all')
 
 
 def picture_files(paths: Sequence[str | Path]) -> list[Path]:
     """Expand folders (not their sub-folders) to the pictures in them, sorted by name.
 
-    What `depthclip predict` has made of a picture beside it is left out, and so is what is no
-    picture by its name; both are counted on stderr.
+    Results of `depthclip predict` beside their picture are left out, and so are files without a
+    picture's suffix; both are counted on stderr.
 
     Raises:
         ImageError: a path does not exist, or a folder holds no picture.
 
     """
     files: list[Path] = []
-    for given in paths:
+    for name in paths:
         try:
-            path = user_path(given)
+            path = user_path(name)
             path.stat()
             pictures, rest = _pictures_in(path) if path.is_dir() else ([path], '')
         except OSError as error:
-            # What is missing of a long path is at its end.
-            raise ImageError('missing file', f'{quoted(str(Path(given).absolute()), 300)} is no '
+            # Show enough of a long path for its end.
+            raise ImageError('missing file', f'{quoted(str(Path(name).absolute()), 300)} is no '
                              f'image or folder: {error.strerror}.') from error
         if not pictures:
             raise ImageError('empty folder', f'{path} holds no picture '
@@ -88,7 +88,7 @@ def picture_files(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _pictures_in(folder: Path) -> tuple[list[Path], str]:
-    """Pictures of a folder by name, and what else is there, by number and kind."""
+    """List the pictures of a folder by name, and count its other entries in a phrase."""
     entries = sorted(folder.iterdir())
     kinds = {path: _kind_by_name(path) for path in entries}
     results = {path.stem + result for path in entries if not kinds[path] for result in RESULTS}
@@ -103,7 +103,7 @@ def _pictures_in(folder: Path) -> tuple[list[Path], str]:
 
 
 def _kind_by_name(path: Path) -> str:
-    """What an entry of a folder is; '' for a picture."""
+    """Name the kind of a folder's entry; '' for a picture."""
     if path.name.startswith('._'):
         return '._* of macOS'
     if path.is_dir():
@@ -115,13 +115,13 @@ def _kind_by_name(path: Path) -> str:
 def read_picture(path: Path, *, upright: bool = True, notes: Notes | None = None) -> Picture:
     """Read one picture as uint8 (H, W, 3) BGR.
 
-    Of 16 bits a channel the upper 8 count of those that are used, 8, 10, 12, 14 or 16 by the
-    largest value. (Those of a camera's messages, which are one film, are always taken as 16.)
+    Of channels with 16 bits, the upper 8 of the bits in use count: 8, 10, 12, 14 or 16 by the
+    largest value. (A camera's messages always count as 16, because their images belong together.)
 
     Args:
         path: of the file.
-        upright: turn it as its EXIF says; else it is as it is stored.
-        notes: told of unused bits, one channel of 16 bits, and of pages that are not read.
+        upright: rotate by its EXIF entry; else return the stored pixels.
+        notes: receives notices on unused bits, grey of 16 bits, and unread pages.
 
     Raises:
         ImageError: as `read_pixels`, or 'not 8 or 16 bits'.
@@ -135,14 +135,14 @@ def read_picture(path: Path, *, upright: bool = True, notes: Notes | None = None
         notes.add(path, 'several pages', 'has several pages or pictures, of which the first is '
                   f'read ({pixels.shape[1]} x {pixels.shape[0]} pixels).')
     if pixels.dtype == np.uint16:
-        least, most = int(pixels.min()), int(pixels.max())
-        bits = next((bits for bits in (8, 10, 12, 14) if most < 1 << bits), 16)
+        minimum, maximum = int(pixels.min()), int(pixels.max())
+        bits = next((bits for bits in (8, 10, 12, 14) if maximum < 1 << bits), 16)
         if bits < 16:
             notes.add(path, f'{bits} bits', f'has {bits} bits a channel in use (values to '
-                      f'{most}): read as a picture of {bits} bits, not of 16.')
+                      f'{maximum}): read as a picture of {bits} bits, not of 16.')
         if (pixels == pixels[..., :1]).all():
-            notes.add(path, 'grey of 16 bits', f'is grey of 16 bits ({least} to {most}): a depth '
-                      'or thermal picture? Depth by words is of photographs.')
+            notes.add(path, 'grey of 16 bits', f'is grey of 16 bits ({minimum} to {maximum}): a '
+                      'depth or thermal picture? Depth by words is of photographs.')
         pixels = (pixels >> bits - 8).astype(np.uint8)
     if pixels.dtype != np.uint8:
         raise ImageError('not 8 or 16 bits', f'{path}: {_NUMBERS.format(pixels.dtype)}.')
@@ -150,18 +150,18 @@ def read_picture(path: Path, *, upright: bool = True, notes: Notes | None = None
 
 
 def read_pixels(path: Path, flags: int) -> NDArray[Any]:
-    """Decode an image file of any name; OpenCV's own `imread` ends the process for some names.
+    """Decode an image file of any name; OpenCV's `imread` ends the process for some names.
 
     Args:
         path: of the file.
-        flags: OpenCV's, as `cv2.IMREAD_UNCHANGED`.
+        flags: of OpenCV, such as `cv2.IMREAD_UNCHANGED`.
 
     Returns:
-        What OpenCV makes of it.
+        Pixels as OpenCV decodes them.
 
     Raises:
         ImageError: 'unreadable file', 'too many pixels' (more than MAX_PIXELS), or 'not an
-            image', with what it is instead.
+            image', with the content of the file.
 
     """
     return _decoded(path, _read(path), flags)
@@ -176,8 +176,8 @@ def _read(path: Path) -> bytes:
 
 
 def _decoded(path: Path, data: bytes, flags: int) -> NDArray[Any]:
-    size = None  # of other formats than JPEG, PNG and TIFF it is known when they are decoded
-    with suppress(ImageError):  # of a truncated one the decoder decides
+    size = None  # known before decoding for JPEG, PNG and TIFF alone
+    with suppress(ImageError):  # the decoder judges truncated files
         size = size_of(data)
     _check_size(path, *(size or (0, 0)))
     try:
@@ -198,7 +198,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 
 def _has_pages(data: bytes) -> bool:
-    """Whether a TIFF has a second page, or pictures within its first (tag 330), as raw ones do."""
+    """Whether a TIFF has a second page, or pictures within its first (tag 330, raw formats)."""
     if not data.startswith(TIFF_STARTS):
         return False
     tags, following = tiff_directory(data)
@@ -222,11 +222,11 @@ def _undecodable(data: bytes) -> str:
 def file_frames(
     files: Sequence[Path], skip: Callable[[ImageError], None], notes: Notes | None = None,
 ) -> Iterator[Picture]:
-    """Pictures of the files in order; each file is read when its turn comes.
+    """Yield the pictures of files in order; each file is read when its turn comes.
 
     Args:
-        files: what to read.
-        skip: called with the error of a file that cannot be read; it is left out.
+        files: to read.
+        skip: called with the error of each unreadable file.
         notes: see `read_picture`.
 
     Raises:
@@ -247,42 +247,42 @@ def file_frames(
             'not an image', f'None of the {len(files)} given files is a readable image.')
 
 
-def video_file(given: str | Path) -> Path:
-    """Absolute path of a video.
+def video_file(name: str | Path) -> Path:
+    """Return the absolute path of a video.
 
     Raises:
-        ImageError: there is no such file; says what else was given, as a stream.
+        ImageError: there is no such file, or the name is that of a stream.
 
     """
-    if re.match(r'\w+://', str(given)):
-        raise ImageError('a stream', f'{given}: is a stream, and a file is expected. Record it '
+    if re.match(r'\w+://', str(name)):
+        raise ImageError('a stream', f'{name}: is a stream, and a file is expected. Record it '
                          '(ffmpeg -i ADDRESS -t 60 OUT.mp4), or let a driver of ROS publish it, '
                          'and run depth_node on its topic.')
     try:
-        path = user_path(given).absolute()
+        path = user_path(name).absolute()
         open_regular(path).close()
     except OSError as error:
         sequence = ' For pictures, such as a sequence: --images FOLDER.' if re.search(
-            r'%\d*d', str(given)) or error.errno == errno.EINVAL else ''
-        raise ImageError('missing file', f'There is no video at {quoted(str(given), 300)}: '
+            r'%\d*d', str(name)) or error.errno == errno.EINVAL else ''
+        raise ImageError('missing file', f'There is no video at {quoted(str(name), 300)}: '
                          f'{error.strerror}.{sequence}') from error
     return path
 
 
-def video_frames(given: str | Path, notes: Notes | None = None) -> Iterator[Picture]:
-    """Frames of a video file in order.
+def video_frames(name: str | Path, notes: Notes | None = None) -> Iterator[Picture]:
+    """Yield the frames of a video file in order.
 
     Args:
-        given: its path.
-        notes: told where it ends before its header says.
+        name: its path.
+        notes: receives a notice if it ends before the length in its header.
 
     Raises:
-        ImageError: as `video_file`, or it holds no frame that OpenCV can decode.
+        ImageError: as `video_file`, or OpenCV can decode no frame.
 
     """
-    path, count = video_file(given), 0
-    with _name_for_opencv(path) as name:
-        capture = cv2.VideoCapture(name)
+    path, count = video_file(name), 0
+    with _name_for_opencv(path) as alias:
+        capture = cv2.VideoCapture(alias)
         in_header = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         codec = int(capture.get(cv2.CAP_PROP_FOURCC)) if capture.isOpened() else 0
         for frame in _captured(capture):
@@ -307,7 +307,7 @@ def _undecodable_video(path: Path, codec: int) -> str:
 
 @contextmanager
 def _name_for_opencv(path: Path) -> Iterator[str]:
-    """A name under which OpenCV opens a file: one that is no UTF-8 would end the process."""
+    """Yield a name under which OpenCV opens a file: a name that is no UTF-8 ends the process."""
     if str(path).isprintable() and '%' not in str(path):
         yield str(path)
         return
@@ -318,7 +318,7 @@ def _name_for_opencv(path: Path) -> Iterator[str]:
 
 
 def webcam_frames(index: int) -> Iterator[Picture]:
-    """Live frames of a webcam, newest first: the driver's queue is kept at one.
+    """Yield live frames of a webcam, without a backlog: the driver's queue has length one.
 
     Raises:
         ImageError: there is no such camera, or it stops sending.
@@ -326,9 +326,9 @@ def webcam_frames(index: int) -> Iterator[Picture]:
     """
     capture = cv2.VideoCapture(index)
     capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-    opened = capture.isOpened()
+    is_open = capture.isOpened()
     yield from _captured(capture)
-    if not opened:
+    if not is_open:
         raise ImageError('no webcam', f'Webcam {index} cannot be opened: no such camera, in use, '
                          f'or no permission for /dev/video{index} (group video).')
     raise ImageError('webcam stopped', f'Webcam {index} stopped sending frames.')
@@ -337,13 +337,12 @@ def webcam_frames(index: int) -> Iterator[Picture]:
 def builtin_frames(
     announce: Callable[[str], None], fov: float = BUILTIN_HFOV,
 ) -> Iterator[Picture]:
-    """Rendered rooms of 640 x 480 pixels, endlessly, always the same.
+    """Render rooms of 640 x 480 pixels, endlessly, in the same sequence every time.
 
-    From the first one on, torch has one thread in this process, so that the other cores are left
-    to the network.
+    It limits torch to one thread in this process, to leave the other cores to the network.
 
     Args:
-        announce: told of every new room: its kind and seed.
+        announce: receives kind and seed of every new room.
         fov: horizontal field of view in degrees.
 
     """
@@ -356,11 +355,11 @@ def builtin_frames(
 
 
 def _captured(capture: cv2.VideoCapture) -> Iterator[Picture]:
-    """Frames until there is no more; the capture is released in any case."""
+    """Yield all frames of a capture, and release it in any case."""
     try:
         while capture.isOpened():
-            there, frame = capture.read()
-            if not there:
+            success, frame = capture.read()
+            if not success:
                 return
             yield np.asarray(frame, np.uint8)
     finally:

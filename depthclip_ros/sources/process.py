@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the executables that publish images start, end, and say why they cannot."""
+"""Start and end of the executables that publish images, and their error messages."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command line before --ros-args, and the rest. rclpy's function takes UTF-8 alone."""
-    given = list(arguments)
-    place = given.index('--ros-args') if '--ros-args' in given else len(given)
-    return given[:place], given[place:]
+    """Split a command line before --ros-args. rclpy's function accepts UTF-8 alone."""
+    words = list(arguments)
+    end = words.index('--ros-args') if '--ros-args' in words else len(words)
+    return words[:end], words[end:]
 
 
 def run(name: str, body: Callable[[Event], int], arguments: Sequence[str]) -> int:
-    """Run something that needs rclpy; gives the exit status of the process.
+    """Run the body of an executable within rclpy; return the exit status of the process.
 
     Args:
         name: of the executable.
-        body: what to do, until the event that it is given is set, at SIGINT or SIGTERM: rclpy's
+        body: called with an event that SIGINT and SIGTERM set, upon which it returns: rclpy's
             own handlers would close the context under the last messages.
         arguments: of the command line, with those of ROS.
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: allow-untyped-calls
-# (rclpy's Node, of which this is one, is typed in part only)
-"""A camera, or several, in rendered rooms with exact depth.
+# (rclpy's Node is typed in part only)
+"""Simulate one or several cameras in rendered rooms with exact depth.
 
 Publishers, for each name in `cameras` (relative names; under that name, if it is not ''):
     image (sensor_msgs/Image): rgb8.
@@ -10,8 +10,8 @@ Publishers, for each name in `cameras` (relative names; under that name, if it i
         subscribed.
     /tf (tf2_msgs/TFMessage): the optical frame in the room's (z up, origin in a corner).
 
-All four have the same stamp, the time at which the picture was taken: picture n at n / rate
-seconds after the first. While nobody subscribes to a camera, it renders nothing.
+All four have the stamp of the picture: n / rate seconds after the first for picture n. A camera
+without subscribers renders nothing.
 
 Parameters:
     Every field of `SimConfig` (`depthclip_ros/sim/world.py`), read at the start.
@@ -55,12 +55,12 @@ if TYPE_CHECKING:
     from ..sim.world import Room
 
 TOPICS: dict[str, Any] = {'image': Image, 'camera_info': CameraInfo, 'depth/ground_truth': Image}
-REPORT_SECONDS = 5.0  # how long rendering may be late before it is said
-TOLERANCE = 0.1  # of the pictures that may be skipped in this time
+REPORT_SECONDS = 5.0  # between checks whether rendering keeps up
+TOLERANCE = 0.1  # fraction of the pictures that may be skipped in this time
 
 
 class SimCameraNode(Node):
-    """Publishes what the simulated cameras see."""
+    """Publish the images of the simulated cameras."""
 
     def __init__(self, **kwargs: Any) -> None:
         """Declare the parameters and create the publishers.
@@ -88,18 +88,18 @@ class SimCameraNode(Node):
         except ImportError:
             self.get_logger().info('tf2_msgs is not installed here: /tf is not published.')
         self.published = 0
-        # Oftener than the rate: a timer that finds rendering late would miss the next beat.
+        # More often than the rate: a timer delayed by rendering would miss the next picture.
         self.create_timer(0.25 / self.config.rate, self._tick)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(REPORT_SECONDS, self._report, clock=steady)
 
     def summary(self) -> str:
-        """What was published, in a sentence."""
+        """Return a sentence with the numbers of published and skipped pictures."""
         return (f'published {self.published} pictures of each camera, skipped '
                 f'{self._schedule.skipped} that rendering was too slow for')
 
     def _camera(self, index: int) -> tuple[str, View, dict[str, Publisher]]:
-        """Name of a camera, what it sees, and its publishers."""
+        """Create a camera's view and publishers; return them with its name."""
         name = self.config.cameras[index]
 
         def announce(elapsed: float, room: Room) -> None:
@@ -113,7 +113,7 @@ class SimCameraNode(Node):
             for topic, kind in TOPICS.items()}
 
     def _tick(self) -> None:
-        """Take the pictures that are due."""
+        """Publish the pictures that are due."""
         now = self.get_clock().now().nanoseconds
         number = self._schedule.due(now) if now else None  # 0: /clock has not come yet
         if number is None:
@@ -131,13 +131,13 @@ class SimCameraNode(Node):
             header.stamp.sec, header.stamp.nanosec = divmod(stamp, NANOSECONDS)
             self._info.header = header
             publishers['camera_info'].publish(self._info)
-            wanted = {topic for topic, publisher in publishers.items()
-                      if publisher.get_subscription_count()}
-            if not wanted - {'camera_info'}:
+            subscribed = {topic for topic, publisher in publishers.items()
+                          if publisher.get_subscription_count()}
+            if not subscribed - {'camera_info'}:
                 continue
             frame = view.frame(elapsed, number)
             publishers['image'].publish(Image(**image_fields(frame.rgb, 'rgb8', header)))
-            if 'depth/ground_truth' in wanted:
+            if 'depth/ground_truth' in subscribed:
                 depth, _ = depth_values(frame.depth, '32FC1')
                 publishers['depth/ground_truth'].publish(
                     Image(**image_fields(depth, '32FC1', header)))
@@ -148,10 +148,10 @@ class SimCameraNode(Node):
         self.published += 1
 
     def _report(self) -> None:
-        """Say, once, that rendering cannot keep up; not of the start, which is slow."""
-        before, self._skipped = self._skipped, self._schedule.skipped if self.published else -1
-        new = self._skipped - before
-        if before >= 0 and new > TOLERANCE * REPORT_SECONDS * self.config.rate:
+        """Warn once if rendering cannot keep up; the slow start does not count."""
+        previous, self._skipped = self._skipped, self._schedule.skipped if self.published else -1
+        new = self._skipped - previous
+        if previous >= 0 and new > TOLERANCE * REPORT_SECONDS * self.config.rate:
             self.get_logger().warning(
                 f'Rendering cannot keep up with {self.config.rate:g} Hz: {new} pictures skipped '
                 f'in {REPORT_SECONDS:g} s, none queued. Lower rate, width and height '
@@ -159,46 +159,46 @@ class SimCameraNode(Node):
 
 
 def declare_parameters(node: Node) -> SimConfig:
-    """Declare all settings on a node that was made with its overrides declared.
+    """Declare all settings on a node whose overrides are declared already.
 
     Raises:
         ConfigError: a parameter is unknown or wrong.
 
     """
-    given: dict[str, Any] = node.get_parameters_by_prefix('')
+    parameters: dict[str, Any] = node.get_parameters_by_prefix('')
     config = SimConfig.from_dict({
         name: list(value) if isinstance(value := parameter.value, array.array) else value
-        for name, parameter in given.items() if not ROS_OWN.match(name)})
+        for name, parameter in parameters.items() if not ROS_OWN.match(name)})
     check_camera_names(config.cameras)
     for setting in dataclasses.fields(SimConfig):
         if node.has_parameter(setting.name):
             node.undeclare_parameter(setting.name)
-        about = descriptor(setting)
-        about.read_only = True
+        description = descriptor(setting)
+        description.read_only = True
         node.declare_parameter(
-            setting.name, config.to_dict()[setting.name], about, ignore_override=True)
+            setting.name, config.to_dict()[setting.name], description, ignore_override=True)
     return config
 
 
 def transform(header: Header, parent: str, pose: NDArray[np.float64]) -> TransformStamped:
-    """Where a camera is: the header's frame in the parent's.
+    """Convert the pose of a camera to a transform from the parent frame to the header's.
 
     Args:
         header: of the picture.
         parent: frame of the room.
-        pose: (4, 4), optical frame to room.
+        pose: (4, 4) from optical frame to room.
 
     """
-    place = dict(zip('xyz', map(float, pose[:3, 3]), strict=True))
-    turn = dict(zip('xyzw', quaternion(pose[:3, :3]), strict=True))
+    translation = dict(zip('xyz', map(float, pose[:3, 3]), strict=True))
+    rotation = dict(zip('xyzw', quaternion(pose[:3, :3]), strict=True))
     return TransformStamped(
         header=Header(stamp=header.stamp, frame_id=parent), child_frame_id=header.frame_id,
-        transform=Transform(translation=Vector3(**place), rotation=Quaternion(**turn)))
+        transform=Transform(translation=Vector3(**translation), rotation=Quaternion(**rotation)))
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the executable `sim_camera` until SIGINT or SIGTERM; returns its exit status."""
-    def film(stop: Event) -> int:
+    def spin(stop: Event) -> int:
         node = SimCameraNode()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
@@ -208,7 +208,7 @@ def main(args: Sequence[str] | None = None) -> int:
         node.destroy_node()
         return 0
 
-    return run('sim_camera', film, sys.argv[1:] if args is None else args)
+    return run('sim_camera', spin, sys.argv[1:] if args is None else args)
 
 
 if __name__ == '__main__':

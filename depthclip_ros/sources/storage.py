@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of rosbag2 bags, told by their first bytes: mcap, SQLite, or either within zstd.
+"""The files of rosbag2 bags: mcap or SQLite, each maybe compressed by zstd.
 
-Topics are described as they were recorded, and nobody here understands their types: the readers
-of rosbags refuse whole files for schemas that need not be read. Needs `mcap` and `zstandard`.
+The first bytes tell the format. Schemas are not parsed: the readers of rosbags refuse whole files
+for schemas that no message needs. Needs `mcap` and `zstandard`.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from ..core.errors import BagError
 from .metadata import QOS, Channel
 
 MCAP, SQLITE, ZSTD = b'\x89MCAP0\r\n', b'SQLite format 3\0', b'\x28\xb5\x2f\xfd'  # begin files
-# What else is met under the names of bags.
-_STRANGERS = {
+# Other content in files with names of bags, by its first bytes.
+_NO_BAGS = {
     b'#ROSBAG': "a ROS 1 bag. Convert it once: 'rosbags-convert --src {0} --dst FOLDER'.",
     b'version https://git-lfs': "a pointer of Git LFS, not the file itself. Run 'git lfs pull'."}
 _EMPTY = 'empty (0 bytes): nothing in it can be saved, copy or record it again.'
-_UNFINISHED = ('-wal', '-journal')  # beside a database: what a killed recorder had not moved in
+_UNFINISHED = ('-wal', '-journal')  # beside a database: journals of a killed recorder
 _DIGEST = 'topic_type_hash'  # in the metadata of an mcap's channel
-ROSBAG2, ABOUT = 'rosbag2', 'serialized_metadata'  # its note in an mcap, and that note's key
+ROSBAG2, ABOUT = 'rosbag2', 'serialized_metadata'  # its record in an mcap, and the key in it
 _EARLIEST, _LATEST = -2 ** 63, 2 ** 63 - 1  # ns
 _NOTHING = records.Statistics(0, 0, {}, 0, 0, 0, 0, 0, 0)
 
 
 class Message(NamedTuple):
-    """A message as it was recorded; times in ns. SQLite knows one time, and no sequence."""
+    """A recorded message; times in ns. SQLite stores one time, and no sequence."""
 
     time: int
     data: bytes
@@ -54,7 +54,7 @@ def open_file(path: Path, stack: ExitStack) -> McapFile | SqliteFile:
     """Open a file of a bag until the stack is closed.
 
     Raises:
-        BagError: it is none, cut, or damaged.
+        BagError: it is no file of a bag, or truncated, or damaged.
 
     """
     with translated(path), path.open('rb') as file:
@@ -65,10 +65,11 @@ def open_file(path: Path, stack: ExitStack) -> McapFile | SqliteFile:
         if start.startswith(begin):
             with translated(path, is_mcap=begin == MCAP):
                 return kind(path, stack)
-    what = next((what for stranger, what in _STRANGERS.items() if start.startswith(stranger)),
-                f'no file of a bag: it begins with {start[:8].hex(" ")}, neither as an mcap nor '
-                'as a SQLite database: copy or record it again.') if start else _EMPTY
-    raise BagError(f'{path} is {what.format(path)}')
+    content = next(
+        (sentence for begin, sentence in _NO_BAGS.items() if start.startswith(begin)),
+        f'no file of a bag: it begins with {start[:8].hex(" ")}, neither as an mcap nor as a '
+        'SQLite database: copy or record it again.') if start else _EMPTY
+    raise BagError(f'{path} is {content.format(path)}')
 
 
 def _unpacked_file(path: Path, stack: ExitStack) -> McapFile | SqliteFile:
@@ -89,16 +90,16 @@ def _unpacked_file(path: Path, stack: ExitStack) -> McapFile | SqliteFile:
 
 
 def unpacked(message: Message, path: Path, *, is_packed: bool, encoding: str) -> Message:
-    """A message whose content may be compressed by itself.
+    """Decompress a message, if the bag or its first bytes say that it is compressed.
 
-    Where the bag does not say so its first bytes do: no message in CDR begins as zstd does.
+    No message in CDR begins as zstd does.
     """
-    begins_so = message.data.startswith(ZSTD)
-    if is_packed and not begins_so:
+    is_zstd = message.data.startswith(ZSTD)
+    if is_packed and not is_zstd:
         raise BagError(f'{path} is damaged, or compressed otherwise than by zstd: a message does '
                        'not begin as zstd does. Copy it again, or record it with '
                        "'--compression-format zstd'.")
-    if not is_packed and not (begins_so and encoding == 'cdr'):
+    if not is_packed and not (is_zstd and encoding == 'cdr'):
         return message
     plain = zstandard.ZstdDecompressor().decompressobj()
     data = plain.decompress(message.data)
@@ -109,7 +110,7 @@ def unpacked(message: Message, path: Path, *, is_packed: bool, encoding: str) ->
 
 @contextmanager
 def translated(path: Path, *, is_mcap: bool = True) -> Iterator[None]:
-    """Raise what decoders raise as BagError, which says what the file is."""
+    """Turn errors of decoders into a BagError that names the file and a remedy."""
     try:
         yield
     except BagError:
@@ -122,7 +123,7 @@ def translated(path: Path, *, is_mcap: bool = True) -> Iterator[None]:
 
 
 def remedy(path: Path, *, is_mcap: bool) -> str:
-    """What saves the whole part of a damaged file."""
+    """Return a sentence on how to save the undamaged part of a file."""
     tool = f'mcap recover {path} -o NEW.mcap' if is_mcap else \
         f'sqlite3 {path} .recover | sqlite3 NEW.db3'
     return (f"'{tool}' saves what is whole, and its file can be given by itself. Else copy or "
@@ -133,13 +134,14 @@ def remedy(path: Path, *, is_mcap: bool) -> str:
 
 
 class McapFile:
-    """An mcap file, read by its index; one without a whole index from end to end.
+    """An mcap file, read by its index; sequentially if the index is missing or incomplete.
 
     Attributes:
-        channels: by their numbers.
-        counts: of their messages, as the file says.
-        begin: time of the first message [ns]; `end` that of the last one.
-        about: how rosbag2 describes the bag (YAML); '' where it does not.
+        channels: recorded topics by their numbers.
+        counts: number of messages by channel, as the file states.
+        begin: time of the first message [ns].
+        end: time of the last message [ns].
+        about: rosbag2's description of the bag (YAML); '' without one.
 
     """
 
@@ -156,9 +158,9 @@ class McapFile:
         index = self._reader().get_summary()
         self._has_index = index is not None and _is_whole(index, size)
         summary = index if index and self._has_index else self._survey()
-        told = summary.statistics or _NOTHING
-        self.counts, self.begin, self.end = Counter(
-            told.channel_message_counts), told.message_start_time, told.message_end_time
+        statistics = summary.statistics or _NOTHING
+        self.counts = Counter(statistics.channel_message_counts)
+        self.begin, self.end = statistics.message_start_time, statistics.message_end_time
         self.channels = {number: _channel(channel, summary.schemas.get(channel.schema_id))
                          for number, channel in summary.channels.items()}
         self.about = next((note.metadata.get(ABOUT, '') for note in self._reader().iter_metadata()
@@ -167,19 +169,19 @@ class McapFile:
     def messages(
         self, channels: Collection[int], begin: int | None, end: int | None,
     ) -> Iterator[tuple[int, Message]]:
-        """Messages with the number of their channel, in the order of time.
+        """Yield messages with the number of their channel, in the order of time.
 
-        Those of a file without an index come in the order in which they lie in it.
+        Without an index they come in the order of the file.
         """
         names = {self.channels[number].name for number in channels}
-        for _, channel, found in self._reader().iter_messages(
+        for _, channel, message in self._reader().iter_messages(
                 names, log_time_order=self._has_index, starting_at=begin, ending_before=end):
             if channel.id in channels:
                 yield channel.id, Message(
-                    found.log_time, found.data, found.publish_time, found.sequence)
+                    message.log_time, message.data, message.publish_time, message.sequence)
 
     def beside(self) -> Iterator[records.Metadata | records.Attachment]:
-        """What the file holds beside messages: notes, but rosbag2's own, and files."""
+        """Yield metadata records (except rosbag2's) and attachments."""
         yield from (note for note in self._reader().iter_metadata() if note.name != ROSBAG2)
         yield from self._reader().iter_attachments()
 
@@ -189,7 +191,7 @@ class McapFile:
             self._file, validate_crcs=True)
 
     def _survey(self) -> Summary:
-        """Topics and counts of a file that does not sum them up, by reading all of it."""
+        """Count the topics of a file without a summary, by reading all of it."""
         summary, counts, times = Summary(), Counter[int](), (_LATEST, 0)
         self._file.seek(0)
         for record in StreamReader(self._file, validate_crcs=True).records:
@@ -207,40 +209,40 @@ class McapFile:
 
 
 def _is_whole(index: Summary, size: int) -> bool:
-    """Whether an mcap can be read by its index, whose parts are all optional."""
-    told = index.statistics
-    return told is not None \
-        and told.message_count == sum(told.channel_message_counts.values()) \
-        and 0 < told.chunk_count == len(index.chunk_indexes) \
-        and told.channel_count == len(index.channels) \
-        and told.metadata_count == len(index.metadata_indexes) \
-        and told.attachment_count == len(index.attachment_indexes) \
+    """Whether the index of an mcap, whose parts are all optional, is complete."""
+    counts = index.statistics
+    return counts is not None \
+        and counts.message_count == sum(counts.channel_message_counts.values()) \
+        and 0 < counts.chunk_count == len(index.chunk_indexes) \
+        and counts.channel_count == len(index.channels) \
+        and counts.metadata_count == len(index.metadata_indexes) \
+        and counts.attachment_count == len(index.attachment_indexes) \
         and {channel.schema_id for channel in index.channels.values()} <= {0, *index.schemas} \
         and all(at.chunk_start_offset + at.chunk_length <= size for at in index.chunk_indexes)
 
 
 def _channel(channel: records.Channel, schema: records.Schema | None) -> Channel:
-    said = channel.metadata
+    metadata = channel.metadata
     return Channel(
         channel.topic, schema.name if schema else '', channel.message_encoding,
         schema.encoding if schema else '', schema.data if schema else b'',
-        tuple(said.items()), said.get(_DIGEST, ''))
+        tuple(metadata.items()), metadata.get(_DIGEST, ''))
 
 
 # SQLite ------------------------------------------------------------------------------------------
 
 
 class SqliteFile:
-    """A SQLite database of rosbag2, of any version of its schema; attributes as `McapFile`."""
+    """A SQLite database of rosbag2, of any schema version; attributes as `McapFile`."""
 
     is_mcap: Literal[False] = False
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
-        """Open a file until the stack is closed, and leave it and its folder as they are."""
-        left = [path.with_name(path.name + end) for end in _UNFINISHED]
-        if left := [file for file in left if file.exists() and file.stat().st_size]:
+        """Open a file until the stack is closed, without writing to it or its folder."""
+        journals = [path.with_name(path.name + end) for end in _UNFINISHED]
+        if journals := [file for file in journals if file.exists() and file.stat().st_size]:
             copies = Path(stack.enter_context(TemporaryDirectory()))
-            for file in (path, *left):  # SQLite moves in what was left, in a copy
+            for file in (path, *journals):  # SQLite merges the journal in the copy
                 shutil.copy(file, copies)
             self._database = sqlite3.connect(copies / path.name)
         else:
@@ -257,29 +259,29 @@ class SqliteFile:
             'SELECT * FROM message_definitions', 'message_definitions')}
         self.channels = {row['id']: _channel_of(row, texts.get(row['type'], {}))
                          for row in self._rows('SELECT * FROM topics')}
-        found = self._rows('SELECT topic_id, COUNT(*) AS count, MIN(timestamp) AS first, '
-                           'MAX(timestamp) AS last FROM messages GROUP BY topic_id')
-        found = [row for row in found if row['topic_id'] in self.channels]
-        self.counts = Counter({row['topic_id']: row['count'] for row in found})
-        self.begin = min((row['first'] for row in found), default=0)
-        self.end = max((row['last'] for row in found), default=0)
+        rows = self._rows('SELECT topic_id, COUNT(*) AS count, MIN(timestamp) AS first, '
+                          'MAX(timestamp) AS last FROM messages GROUP BY topic_id')
+        rows = [row for row in rows if row['topic_id'] in self.channels]
+        self.counts = Counter({row['topic_id']: row['count'] for row in rows})
+        self.begin = min((row['first'] for row in rows), default=0)
+        self.end = max((row['last'] for row in rows), default=0)
         self.about = next((str(row['metadata']) for row in self._rows(
             'SELECT metadata FROM metadata ORDER BY id DESC', 'metadata')), '')
 
     def messages(
         self, channels: Collection[int], begin: int | None, end: int | None,
     ) -> Iterator[tuple[int, Message]]:
-        """Messages with the number of their channel, in the order of time."""
-        found = self._database.execute(
+        """Yield messages with the number of their channel, in the order of time."""
+        rows = self._database.execute(
             'SELECT topic_id, timestamp, data FROM messages WHERE timestamp >= ? AND timestamp < '
             '? AND topic_id IN (SELECT value FROM json_each(?)) ORDER BY timestamp, id', (
                 _EARLIEST if begin is None else begin, _LATEST if end is None else end,
                 json.dumps(list(channels))))
-        for number, time, data in found:
+        for number, time, data in rows:
             yield number, Message(time, data, time)
 
     def _rows(self, query: str, table: str = '') -> list[dict[str, Any]]:
-        """Rows by the names of their columns; none where there is no such table."""
+        """Return rows by the names of their columns; [] if the table is missing."""
         if table and table not in self._tables:
             return []
         return [dict(row) for row in self._database.execute(query)]
