@@ -113,15 +113,15 @@ def sample_of(
     scale = min(1.0, _WIDEST / width)
     size = round(width * scale), round(height * scale)
     depth = np.asarray(cv2.resize(
-        known(prediction.depth), size, interpolation=cv2.INTER_NEAREST), np.float32)
+        finite_or_nan(prediction.depth), size, interpolation=cv2.INTER_NEAREST), np.float32)
     return Sample(
         name=name, rgb=np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8),
         depth=depth, truth=np.full_like(depth, np.nan), weights=prediction.weights,
-        patch_depth=known(prediction.patch_depth), tokens=list(config.tokens),
+        patch_depth=finite_or_nan(prediction.patch_depth), tokens=list(config.tokens),
         bins=prediction.word_depths(config))
 
 
-def known(metres: Float32) -> Float32:
+def finite_or_nan(metres: Float32) -> Float32:
     """NaN for what is too near or too far as well."""
     return np.where(np.isfinite(metres), metres, np.float32(np.nan))
 

@@ -19,14 +19,13 @@ from ..core.files import check_new, output_folder, printable, user_path
 from ..core.image import CameraImage
 from ..document import Block, Heading, Strong, Table, Text, to_terminal
 from ..evaluation.metrics import METRICS, SYMBOLS
-from ..evaluation.recorded import MAX_DEPTH, Comparison, Distance, Line, Scores
-from ..evaluation.recorded import compare as pool
+from ..evaluation.recorded import MAX_DEPTH, DistanceBin, MetricLine, PooledScores, Scores, pool
 from ..figures import (
     PREDICTIONS,
     RESPONSES,
     Sample,
     distributions,
-    known,
+    finite_or_nan,
     look,
     predictions,
     responses,
@@ -116,7 +115,7 @@ def compare(options: argparse.Namespace) -> int:
         save(folder / 'comparison.json', msgspec.json.format(msgspec.json.encode({
             'format': FORMAT, 'model': about, 'pooled': pooled,
             'recordings': [
-                {'source': one.scores.source, 'described': one.scores.described,
+                {'source': one.scores.source, 'described': one.scores.description,
                  'unreadable': one.refused, **msgspec.to_builtins(comparison)}
                 for one, comparison in zip(done, each, strict=True)],
             'failed': failed}), indent=1) + b'\n')
@@ -173,9 +172,9 @@ def _compare(
         depths += np.histogram(frame.depth[frame.depth < most], DEPTHS)[0]
         if position in shown:
             size = round(_COLUMNS * frame.rgb.shape[0] / frame.rgb.shape[1]), _COLUMNS
-            small = known(resample(depth, *size))
+            small = finite_or_nan(resample(depth, *size))
             words: dict[str, Any] = {} if isinstance(answer, np.ndarray) else {
-                'weights': answer.weights, 'patch_depth': known(answer.patch_depth),
+                'weights': answer.weights, 'patch_depth': finite_or_nan(answer.patch_depth),
                 'tokens': list(network().config.tokens),
                 'bins': answer.word_depths(network().config)}
             examples.append(Sample(
@@ -229,7 +228,7 @@ def _held(recording: Recording, answered: Recording, positions: Sequence[int]) -
 
 
 def _contents(
-    done: Sequence[Compared], each: Sequence[Comparison], pooled: Comparison,
+    done: Sequence[Compared], each: Sequence[PooledScores], pooled: PooledScores,
     failed: Mapping[str, str], about: Mapping[str, Any],
 ) -> list[Block]:
     """Put the page together, but for its pictures."""
@@ -267,7 +266,7 @@ def _contents(
     network = 'none: depth was in the recording' if not about else ', '.join(filter(None, (
         f'{about["weights"]} on {about["device"]}', about['precision'], about['calibration'])))
     return [*parts, Heading('What was compared'), Table(('what', 'value'), [
-        ('network', network), *((one.scores.source, one.scores.described) for one in done),
+        ('network', network), *((one.scores.source, one.scores.description) for one in done),
         *((f'left out of {one.scores.source}: {cause}', f'{count} times') for one in done
           for cause, count in (*one.refused.items(), *one.scores.left_out.items()))],
         texts=frozenset({0, 1}))]
@@ -305,5 +304,5 @@ def _figures(folder: Path, done: Sequence[Compared]) -> list[Block]:
     return parts
 
 
-def _numbers(of: Line | Distance, metrics: Iterable[str] = _SHOWN) -> list[str]:
+def _numbers(of: MetricLine | DistanceBin, metrics: Iterable[str] = _SHOWN) -> list[str]:
     return [f'{of.metrics[m]:.3f}' for m in metrics]

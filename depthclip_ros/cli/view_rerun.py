@@ -13,7 +13,7 @@ import numpy as np
 from ..core.errors import ConfigError, reason
 from ..core.files import check_new, output_folder, user_path
 from ..core.opencv import cv2
-from ..figures import LETTERS, PATCHES, at_quantiles, known
+from ..figures import LETTERS, PATCHES, at_quantiles, finite_or_nan
 from ..overlay import depth_words, scene_words
 from ..sources.camera_info import BUILTIN_HFOV, CameraCalibration
 from .model import has_display
@@ -84,7 +84,7 @@ def _log(rr: Any, stream: Any, seen: Seen, points: Sequence[Point]) -> None:
     height, width = prediction.image_size
     rows, columns = prediction.patch_depth.shape
     size = width / columns, height / rows
-    depth = known(prediction.patch_depth)
+    depth = finite_or_nan(prediction.patch_depth)
     places = [prediction.patch_at(*point) for point in points] or at_quantiles(depth)
     # A stated guess, which the cloud's shape needs and depth does not.
     camera = seen.camera or CameraCalibration.from_fov(width, height, BUILTIN_HFOV).model()
@@ -102,7 +102,7 @@ def _log(rr: Any, stream: Any, seen: Seen, points: Sequence[Point]) -> None:
         log(f'answers/{letter}', rr.BarChart(
             prediction.weights[(slice(None), *place)], color=color) if place else
             rr.Clear(recursive=False))  # or the image's before would stay
-    log('depth', rr.DepthImage(known(prediction.depth), meter=1.0, colormap='spectral',
+    log('depth', rr.DepthImage(finite_or_nan(prediction.depth), meter=1.0, colormap='spectral',
                                depth_range=seen.scale[:2]))
     stddev = prediction.stddev()
     if stddev is not None:
