@@ -263,7 +263,7 @@ _NAME_WIDTH = 38  # least columns of a name
 
 def summary_text(summary: Summary) -> str:
     """Format the summary for a terminal; the report has the details."""
-    from depthclip_ros.document import cells_of, padded
+    from depthclip_ros.document import pad_to, terminal_width
     from depthclip_ros.evaluation.datasets.base import NYU
     from depthclip_ros.evaluation.metrics import PAPER_METRICS, SYMBOLS
 
@@ -277,7 +277,7 @@ def summary_text(summary: Summary) -> str:
         blocks['published'] = {
             f'{row.name} (published)': row.metrics for row in summary.paper
             if row.group not in ('2', '3') and row.name.startswith('DepthCLIP')}
-    width = max(_NAME_WIDTH, *(cells_of(name) for rows in blocks.values() for name in rows))
+    width = max(_NAME_WIDTH, *(terminal_width(name) for rows in blocks.values() for name in rows))
     header = ' ' * (width + 2) + ''.join(f'{SYMBOLS[m]:>9}' for m in PAPER_METRICS)
     lines = [
         (f'{summary.rows[0].name} with the weights {summary.weights.name} on '
@@ -285,7 +285,7 @@ def summary_text(summary: Summary) -> str:
         header]
     for group, rows in blocks.items():
         lines += ['-' * len(header), *(
-            f'{">" if group == "method" else " "} {padded(name, width)}'
+            f'{">" if group == "method" else " "} {pad_to(name, width)}'
             + ''.join(f'{metrics[m]:9.3f}' for m in PAPER_METRICS)
             for name, metrics in rows.items())]
     lines += ['', *textwrap.wrap(summary.verdict.text, min(

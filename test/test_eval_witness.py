@@ -617,9 +617,9 @@ def one(dataset, tmp_path):
     write_png(path, np.full((480, 640), 2.0))
 
     def read(protocol='bts', align='none', path=path):
-        depth = predictions.metres_of(predictions.numbers_of(path, 0.0), 1000.0, align)
-        return predictions.read(depth, path, align, (480, 640), PROTOCOLS[protocol].truth(truth),
-                            PROTOCOLS[protocol])
+        depth = predictions.to_metres(predictions.read_numbers(path, 0.0), 1000.0, align)
+        return predictions.prepare(
+            depth, path, align, (480, 640), PROTOCOLS[protocol].truth(truth), PROTOCOLS[protocol])
     return path, read
 
 
