@@ -156,7 +156,7 @@ def _write_pictures(
         estimator: of the predictions.
         folder: with the files of `_write_numbers`, whose depth is shown.
         results: by name, the depth of the patches and a caption.
-        options: of the command line, --range and --colormap.
+        options: of the command line, with the scale.
 
     """
     warning = '' if estimator.weights.trained else UNTRAINED

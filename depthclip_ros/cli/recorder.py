@@ -84,7 +84,7 @@ class Album:
             folder: to write to.
             limit: largest number of frames that stay; None: all.
             expected_frames: of the run; None if unknown.
-            depth_range: ends of the colour scale [m]; None: nearly all depth of the run.
+            depth_range: ends of the scale [m]; None: nearly all depth of the run.
             trained: False adds a warning to pictures and clouds.
             colormap: of depth.
 
