@@ -279,7 +279,7 @@ def test_options_of_an_evaluation_are_looked_at_first(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(('place', 'goes_on'), [('load_model', False), ('_score', True)])
+@pytest.mark.parametrize(('place', 'goes_on'), [('load_model', False), ('_score_remaining', True)])
 def test_resume_is_promised_where_there_is_a_run(place, goes_on, world, tmp_path, monkeypatch,
                                                  capsys):
     def interrupt(*_):
