@@ -9,11 +9,11 @@ import numpy as np
 
 from depthclip_ros.core.calibration import (
     BOUND,
+    SCALARS,
     SPREAD_TERMS,
-    TOLD,
     About,
     Calibration,
-    look_size,
+    embedding_size,
     no_kernel,
 )
 from depthclip_ros.core.camera import CameraModel
@@ -60,8 +60,8 @@ def random_arrays(estimator, seed=0):
     kernel = {
         'bias': rng.normal(0, 0.1),
         'projection': rng.normal(0, width ** -0.5, (directions, width)),
-        'offset': rng.normal(0, 0.1, directions), 'scales': rng.normal(0, 0.3, TOLD),
-        'landmarks': rng.normal(0, 0.3, (landmarks, look_size(directions))),
+        'offset': rng.normal(0, 0.1, directions), 'scales': rng.normal(0, 0.3, SCALARS),
+        'landmarks': rng.normal(0, 0.3, (landmarks, embedding_size(directions))),
         'kernel': rng.normal(0, 0.3, landmarks)}
     return {**arrays, **{name: np.float32(values) for name, values in kernel.items()},
             'spread': spread.astype(np.float32),

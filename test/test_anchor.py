@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from depthclip_ros.core import anchor
 from depthclip_ros.core.anchor import (
+    COMMON_STDDEV,
     DEPTH_REACH,
-    DEVIATION,
-    OWN_DEVIATION,
+    PATCH_STDDEV,
     Points,
     ScaleFilter,
-    compare,
-    correct_around,
-    sample,
+    compare_points,
+    interpolate_residuals,
+    sample_patches,
 )
 from depthclip_ros.core.projection import upsample
 
@@ -64,10 +64,10 @@ class World:
                 for i in range(images)]
 
 
-def weigh(points, patches, least=anchor.LEAST_POINTS):
+def weigh(points, patches, least=anchor.MIN_POINTS):
     """Log scale, variance, share, distances and condition of one image's points."""
-    log_ratios, depth, _, places = compare(points, patches, None, WHOLE)
-    return anchor.weigh(log_ratios, depth, places, least)
+    log_ratios, depth, _, places = compare_points(points, patches, None, WHOLE)
+    return anchor.estimate_scale(log_ratios, depth, places, least)
 
 
 def steps(adjustments):
@@ -86,7 +86,7 @@ def test_points_see_the_depth_that_the_image_shows(upsampling):
     patches[2, 3] = patches[5, 7] = np.nan
     u, v = np.meshgrid(np.arange(320.0), np.arange(240.0))
     shown = upsample(torch.from_numpy(patches)[None], WHOLE, upsampling)[0].numpy()
-    found = sample(patches, WHOLE, u.ravel(), v.ravel(), upsampling)
+    found = sample_patches(patches, WHOLE, u.ravel(), v.ravel(), upsampling)
     np.testing.assert_allclose(found.reshape(240, 320), shown, rtol=1e-4)
 
 
@@ -96,15 +96,15 @@ def test_what_is_no_depth_or_outside_is_left_out():
     u = np.array([10.0, 300.0, -1.0, 320.0, math.nan, 10.0, 10.0, 10.0, math.inf, 10.0, 10.0])
     v = np.array([10.0, 10.0, 10.0, 10.0, 10.0, 240.0, 10.0, 10.0, 10.0, math.nan, 239.5])
     z = np.array([4.0, 4.0, 4.0, 4.0, 4.0, 4.0, math.nan, -1.0, 4.0, 4.0, 4.0])
-    log_ratios = compare(Points(u, v, z), patches, None, WHOLE)[0]
+    log_ratios = compare_points(Points(u, v, z), patches, None, WHOLE)[0]
     np.testing.assert_allclose(log_ratios, [math.log(2.0)])
-    assert len(compare(None, patches, patches, WHOLE)[0]) == 0
+    assert len(compare_points(None, patches, patches, WHOLE)[0]) == 0
 
 
 def test_many_points_are_taken_evenly():
     count = 100_000
     points = Points(np.linspace(0, 319, count), np.full(count, 100.0), np.full(count, 2.0))
-    log_ratios, _, _, places = compare(points, np.ones((6, 8), np.float32), None, WHOLE)
+    log_ratios, _, _, places = compare_points(points, np.ones((6, 8), np.float32), None, WHOLE)
     # So what they cost has an end, too.
     assert anchor.MOST_POINTS / 2 < len(log_ratios) <= anchor.MOST_POINTS
     assert {*places} == {*range(16, 24)}
@@ -160,15 +160,15 @@ def test_the_scale_is_found_and_neither_drifts_nor_jumps(outliers):
     scales = np.array([adjustment.scale for adjustment in adjustments])
     assert abs(np.log(scales[:20] / 1.5)).max() < 0.3
     assert abs(np.log(scales[20:] / 1.5)).max() < 0.12
-    assert steps(adjustments).max() <= anchor.MOST_STEP + 1e-9
+    assert steps(adjustments).max() <= anchor.MAX_STEP + 1e-9
 
 
 def test_what_is_anchored_late_goes_step_by_step():
     world, late = World(), Follower()
     late.adjust(0.0, None, *world.look()[1:], WHOLE)
     adjustments = world.drive(late, 30, start=0.1)
-    assert adjustments[0].scale == pytest.approx(anchor.MOST_STEP)
-    assert steps(adjustments).max() <= anchor.MOST_STEP + 1e-9
+    assert adjustments[0].scale == pytest.approx(anchor.MAX_STEP)
+    assert steps(adjustments).max() <= anchor.MAX_STEP + 1e-9
     assert adjustments[-1].scale == pytest.approx(1.5, rel=0.1)
 
 
@@ -197,13 +197,13 @@ def test_dropouts_are_held_and_a_silent_anchor_is_let_go():
     assert scales.state.anchored
     after = [scales.adjust(10 + i / 10, None, *world.look()[1:], WHOLE) for i in range(300)]
     assert not scales.state.anchored
-    assert steps(after).max() <= anchor.MOST_STEP + 1e-9
+    assert steps(after).max() <= anchor.MAX_STEP + 1e-9
     assert after[-1].scale == pytest.approx(1.0, abs=0.01)
-    assert scales.state.variance == anchor.PRIOR_DEVIATION ** 2  # nothing is known any more
+    assert scales.state.variance == anchor.PRIOR_STDDEV ** 2  # nothing is known any more
     assert scales.state.condition == anchor.NO_POINTS
     again = world.drive(scales, 30, start=40.0)
     assert scales.state.anchored
-    assert steps(again).max() <= anchor.MOST_STEP + 1e-9
+    assert steps(again).max() <= anchor.MAX_STEP + 1e-9
     assert again[-1].scale == pytest.approx(1.5, rel=0.1)
 
 
@@ -217,7 +217,7 @@ def test_one_wild_image_is_not_followed_but_many_that_agree_are():
     after = world.drive(scales, anchor.PATIENCE + 1, start=10.1, factor=4.0)
     assert scales.state.condition == ''
     after += world.drive(scales, 100, start=11.2, factor=4.0)
-    assert steps(after).max() <= anchor.MOST_STEP + 1e-9
+    assert steps(after).max() <= anchor.MAX_STEP + 1e-9
     assert after[-1].scale == pytest.approx(4.0, rel=0.05)
     assert scales.state.condition == ''
 
@@ -239,7 +239,7 @@ numbers = st.floats(allow_nan=True, allow_infinity=True, width=32)
     st.sampled_from([None, 0.0, 0.2, math.nan]), st.sampled_from([1.0, 1e-30, 1e30, math.nan])),
     max_size=8), st.sampled_from([1, 5]))
 def test_whatever_comes_scale_and_inflation_stay_numbers_and_steps_small(images, least):
-    scales = Follower(least=least)
+    scales = Follower(min_points=least)
     adjustments = []
     for when, points, deviation, depth in images:
         patches = np.full((3, 4), depth, np.float32)
@@ -248,10 +248,10 @@ def test_whatever_comes_scale_and_inflation_stay_numbers_and_steps_small(images,
         given_points = Points(*np.array(points, np.float64).reshape(-1, 3).T)
         adjustments.append(scales.adjust(when, given_points, patches, stddev, WHOLE))
         state = scales.state
-        assert 0.0 < state.variance <= anchor.PRIOR_DEVIATION ** 2 + 1e-12
+        assert 0.0 < state.variance <= anchor.PRIOR_STDDEV ** 2 + 1e-12
         assert 0.009 < adjustments[-1].scale < 101.0
         assert 1 / 21 < adjustments[-1].inflation < 21
-    assert (steps(adjustments) <= anchor.MOST_STEP + 1e-9).all()
+    assert (steps(adjustments) <= anchor.MAX_STEP + 1e-9).all()
 
 
 # Error bars -------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_error_bars_that_are_too_wide_shrink():
 
 def correct(patches, residuals, trusted=None, **how):
     patches = np.asarray(patches)
-    return correct_around(
+    return interpolate_residuals(
         patches, np.asarray(residuals, float),
         np.ones(len(patches), bool) if trusted is None else np.asarray(trusted),
         **{'patch_depth': EVEN, 'image': WHOLE, 'reach': 0.15, **how})
@@ -308,14 +308,14 @@ def by_hand(patches, residuals, reach, at, depth):
                          math.log(depth[row, column]) / DEPTH_REACH])
 
     def kernel(one, other):
-        return DEVIATION ** 2 * math.exp(-0.5 * np.sum((place(one) - place(other)) ** 2))
+        return COMMON_STDDEV ** 2 * math.exp(-0.5 * np.sum((place(one) - place(other)) ** 2))
 
     known = np.array([[kernel(a, b) for b in patches] for a in patches])
-    known += OWN_DEVIATION ** 2 * np.eye(len(patches))
+    known += PATCH_STDDEV ** 2 * np.eye(len(patches))
     to_known = np.array([[kernel(a, b) for b in patches] for a in at])
     told = to_known @ np.linalg.solve(known, residuals)
-    left = DEVIATION ** 2 - np.diag(to_known @ np.linalg.solve(known, to_known.T))
-    return told, np.sqrt((OWN_DEVIATION ** 2 + left) / (OWN_DEVIATION ** 2 + DEVIATION ** 2))
+    left = COMMON_STDDEV ** 2 - np.diag(to_known @ np.linalg.solve(known, to_known.T))
+    return told, np.sqrt((PATCH_STDDEV ** 2 + left) / (PATCH_STDDEV ** 2 + COMMON_STDDEV ** 2))
 
 
 @pytest.mark.parametrize('reach', [0.1, 0.3])
@@ -368,13 +368,13 @@ def two_walls(factor=1.0, count=20):
 
 def test_what_a_scale_leaves_is_corrected_or_left_to_it():
     adjustment = Follower().adjust(0.0, two_walls(), FLAT, None, WHOLE)
-    depth = FLAT * adjustment.scale * adjustment.around
+    depth = FLAT * adjustment.scale * adjustment.patch_scale
     assert depth[:, :3].mean() == pytest.approx(2.2, rel=0.05)
     assert depth[:, 5:].mean() == pytest.approx(2.7, rel=0.05)
-    assert 0 < adjustment.unsure.min() < adjustment.unsure.max() <= 1
+    assert 0 < adjustment.patch_inflation.min() < adjustment.patch_inflation.max() <= 1
     alone = Follower(reach=0.0)
     adjustment = alone.adjust(0.0, two_walls(), FLAT, FLAT / 10, WHOLE)
-    assert (adjustment.around, alone.state.around) == (None, 0.0)
+    assert (adjustment.patch_scale, alone.state.local_rms) == (None, 0.0)
     assert adjustment.scale == pytest.approx(1.0, rel=0.05)
 
 
@@ -386,9 +386,10 @@ def test_points_that_had_their_say_correct_but_are_not_counted_again():
              for i in range(1, 5)]
     silent = once.adjust(0.04, None, FLAT, FLAT / 10, WHOLE)
     assert again[-1][:2] == silent[:2]
-    assert again[-1].around is not None
-    np.testing.assert_allclose(np.log(silent.around), math.exp(-0.04) * np.log(again[-1].around),
-                               rtol=0.05, atol=1e-3)  # it is held, and fades
+    assert again[-1].patch_scale is not None
+    np.testing.assert_allclose(
+        np.log(silent.patch_scale), math.exp(-0.04) * np.log(again[-1].patch_scale),
+        rtol=0.05, atol=1e-3)  # it is held, and fades
     assert scales.state.variance == pytest.approx(once.state.variance)
 
 
@@ -401,22 +402,22 @@ def test_as_much_is_taken_as_helped_points_that_it_did_not_know(alike, most, lea
         if not alike:  # what a point says is that of its own place alone
             seen.z[:] = 2.4 * np.exp(0.2 * rng.standard_normal(len(seen.z)))
         found.append(scales.adjust(i / 10, seen, FLAT, None, WHOLE))
-    assert least <= scales.state.share_around <= most
-    said = [np.log(adjustment.around).std() for adjustment in found]
+    assert least <= scales.state.local_gain <= most
+    said = [np.log(adjustment.patch_scale).std() for adjustment in found]
     assert (np.mean(said[-20:]) < 0.7 * np.mean(said[:3])) != alike
-    assert (found[-1].unsure.min() > found[0].unsure.min() + 0.05) != alike
+    assert (found[-1].patch_inflation.min() > found[0].patch_inflation.min() + 0.05) != alike
 
 
 def test_points_that_are_not_followed_correct_nothing():
     scales = Follower()
     for i in range(20):
-        assert scales.adjust(i / 10, two_walls(), FLAT, None, WHOLE).around is not None
+        assert scales.adjust(i / 10, two_walls(), FLAT, None, WHOLE).patch_scale is not None
     held = scales.adjust(2.0, None, FLAT, None, WHOLE)
     for are_new in (True, False):
         wild = scales.adjust(2.0, two_walls(4.0), FLAT, None, WHOLE, are_new=are_new)
         assert scales.state.condition == 'scale jumped'
-        np.testing.assert_array_equal(wild.around, held.around)
-    assert scales.adjust(20.0, None, FLAT, None, WHOLE).around is None
+        np.testing.assert_array_equal(wild.patch_scale, held.patch_scale)
+    assert scales.adjust(20.0, None, FLAT, None, WHOLE).patch_scale is None
 
 
 def test_a_slow_sensor_makes_depth_of_a_standing_view_no_flicker():
@@ -427,7 +428,7 @@ def test_a_slow_sensor_makes_depth_of_a_standing_view_no_flicker():
             scales = Follower()
         adjustment = scales.adjust(
             i / 10, two_walls() if i % 5 == 0 else None, FLAT, FLAT / 10, WHOLE)
-        depths.append(FLAT * adjustment.scale * adjustment.around)
+        depths.append(FLAT * adjustment.scale * adjustment.patch_scale)
     changes = [np.mean(np.abs(later / before - 1))
                for before, later in pairwise(depths[10:])]
     assert max(changes) < 0.03

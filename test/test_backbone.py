@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from depthclip_ros.core import ConfigError, WeightsError
-from depthclip_ros.core.backbone import Positions, build_attention_pool, build_image_encoder
+from depthclip_ros.core.backbone import PositionResizer, build_attention_pool, build_image_encoder
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.weights import RELEASES, architecture
 
@@ -113,7 +113,7 @@ def test_positions_are_resized_in_two_dimensions(along, size):
     """What is constant along a side stays so, whatever becomes of its length."""
     rows = torch.randn(4, 64, generator=torch.Generator().manual_seed(5))
     grid = rows.unsqueeze(along).expand(4, 4, 64).reshape(16, 64)
-    resized = Positions().resized(torch.cat([rows[:1], grid]), *size)
+    resized = PositionResizer().resize(torch.cat([rows[:1], grid]), *size)
     close(resized[0], rows[0])
     close(resized[1:].reshape(*size, 64), rows.unsqueeze(along).expand(*size, 64))
 

@@ -23,7 +23,7 @@ from depthclip_ros.core import (
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.calibration import (
     LARGEST_CORRECTION,
-    NEIGHBOURS,
+    NEIGHBOUR_WEIGHTS,
     SPREAD_TERMS,
     SPREADS,
     Calibration,
@@ -260,7 +260,7 @@ def by_hand(estimator, arrays, image, camera_model):
     # Of the five directions, the last two.
     padded, h = np.pad(directions, ((0, 0), (3, 3), (0, 0)), mode='edge')[3:], depth.shape[0]
     near = [weight * padded[:, 3 + way * far:3 + way * far + h]
-            for far, weight in NEIGHBOURS.items() for way in (-1, 1)]
+            for far, weight in NEIGHBOUR_WEIGHTS.items() for way in (-1, 1)]
     told = np.stack([np.log(depth), np.full_like(depth, np.log(depth).mean()), *rays])
     look = np.concatenate([directions, *near,
                            told * a['scales'][:, None, None]])

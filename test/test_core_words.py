@@ -127,7 +127,7 @@ def test_what_is_to_be_doubted_of_words_is_said_once_wherever_they_are_used(
 
 def test_words_that_are_not_alike_load_no_tokenizer(state_dict, tmp_path, monkeypatch):
     build(state_dict, tmp_path)
-    monkeypatch.setattr(words_module, 'unknown_words', None)
+    monkeypatch.setattr(words_module, 'words_out_of_vocabulary', None)
     monkeypatch.setattr(words_module, 'text_encoder', None)
     assert build(state_dict, tmp_path).text_cache_hit
 
@@ -249,7 +249,7 @@ def test_an_uncertain_scene_or_one_without_bins_leaves_the_plain_bins(estimator)
     assert expected.scene is None
     estimator.reconfigure(SCENIC.replace(scene_temperature=1000.0))  # all are as probable
     found = estimator.predict(RGB[0])
-    assert found.scene.plain == pytest.approx(1, abs=2e-2)
+    assert found.scene.bins_weight == pytest.approx(1, abs=2e-2)
     assert found.scene.name == ''
     np.testing.assert_allclose(found.patch_depth, expected.patch_depth, rtol=2e-2)
     estimator.reconfigure(SCENIC.replace(scene_bins=[0.0]))
@@ -272,7 +272,7 @@ def sorted_one(probabilities, **changes):
     ([1 / 3, 1 / 3, 1 / 3], 0.9, 1.0), ([1 / 3, 1 / 3, 1 / 3], 1.0, 0.0), ([1.0], 0.0, 0.0)])
 def test_share_of_the_plain_bins(probabilities, limit, share):
     scene = sorted_one(probabilities, scene_entropy=limit)
-    assert scene.plain == pytest.approx(share, abs=1e-5)
+    assert scene.bins_weight == pytest.approx(share, abs=1e-5)
     assert scene.name == ('' if share > 0.5 else 'bathroom')
 
 

@@ -67,7 +67,7 @@ def fake(monkeypatch):
                         raising=False)
     monkeypatch.setattr(FakeTensor, '__bool__', lambda _tensor: False, raising=False)
     monkeypatch.setattr(FakeTensor, 'pin_memory', lambda tensor: tensor, raising=False)
-    monkeypatch.setattr(estimator, 'current', lambda _device: nullcontext())
+    monkeypatch.setattr(estimator, 'compute_on', lambda _device: nullcontext())
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda _device: SimpleNamespace(
         synchronize=lambda: WAITS.append(1)))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -92,8 +92,8 @@ def move(made, move_tensor, state_dict, corrected):
     encoder.trunk, encoder.dtype = encoder.trunk.to(torch.float16), torch.float16
     made.model.encoder, made.device, preprocess = encoder, GPU, made.model.preprocess
     preprocess._device = GPU
-    preprocess._scale, preprocess._shift = map(
-        move_tensor, (preprocess._scale, preprocess._shift))
+    preprocess._gain, preprocess._offset = map(
+        move_tensor, (preprocess._gain, preprocess._offset))
     made._settings = settings._replace(
         calibration=corrected, pool=pool and pool._apply(move_tensor),
         text=move_tensor(settings.text))
@@ -103,7 +103,7 @@ def move(made, move_tensor, state_dict, corrected):
     ('reference', False, 'centered'), ('reference', True, 'bilinear'), ('maskclip', True, 'patch'),
     ('attnpool', False, 'centered'), ('attnpool', True, 'patch')])
 def test_nothing_mixes_devices(build, features, flip, upsampling, state_dict, fake, monkeypatch):
-    monkeypatch.setattr(calibration, '_on', lambda own, device: {
+    monkeypatch.setattr(calibration, '_arrays_on', lambda own, device: {
         name: torch.empty(values.shape, device=device) for name, values in own.arrays.items()})
     for scenes, corrected, anchored in itertools.product(
             ([''], ['hall', 'room']), (False, True), (False, True)):

@@ -600,7 +600,7 @@ def test_a_gpu_is_the_current_one_without_autocast_and_tf32(monkeypatch):
     try:
         torch.set_autocast_enabled('cuda', True)
         torch.backends.cudnn.allow_tf32 = True
-        with engine.current(gpu):
+        with engine.compute_on(gpu):
             assert devices == [gpu]
             assert not torch.is_autocast_enabled('cuda')
             assert not torch.backends.cudnn.allow_tf32

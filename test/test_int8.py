@@ -69,12 +69,12 @@ INPUTS = [torch.from_numpy(picture[:96, :128].copy()).permute(2, 0, 1)[None] / 6
 def test_biases_bring_the_means_back(network):
     """And without their correction the means are off."""
     together = torch.cat(INPUTS)
-    model, expected = int8.quantized(network, INPUTS), network(together)
+    model, expected = int8.quantize(network, INPUTS), network(together)
 
     def error(content):
         return float((int8.OnnxTrunk(content)(together) - expected).mean((0, 2, 3)).norm())
     plain = error(model.SerializeToString())
-    assert error(int8.corrected(network, model, together)) < 0.3 * plain
+    assert error(int8.correct_biases(network, model, together)) < 0.3 * plain
 
 
 @pytest.mark.parametrize(('machine', 'vnni', 'greatest'), [
@@ -84,7 +84,7 @@ def test_weights_leave_room_where_sums_overflow(network, monkeypatch, machine, v
     monkeypatch.setattr(int8.platform, 'machine', lambda: machine)
     monkeypatch.setattr(torch.cpu, '_is_vnni_supported', lambda: vnni, raising=False)
     levels = [onnx.numpy_helper.to_array(tensor)
-              for tensor in int8.quantized(network, INPUTS[:1]).graph.initializer
+              for tensor in int8.quantize(network, INPUTS[:1]).graph.initializer
               if tensor.name.endswith('weight_quantized')]
     assert len(levels) == 18 + 7, 'all convolutions but the first, and the averages'
     assert {abs(values.astype(int)).max() for values in levels} == {greatest}
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_refused(state_dict, kept, tmp_path, content):
 @pytest.mark.parametrize('times', [1 / 8, 256])
 def test_a_network_with_a_wrong_scale_is_not_kept(state_dict, tmp_path, monkeypatch, times):
     """Off by more than rounding explains."""
-    corrected = int8.corrected
+    corrected = int8.correct_biases
 
     def wrong_scale(network, model, images):
         corrected(network, model, images)
@@ -125,7 +125,7 @@ def test_a_network_with_a_wrong_scale_is_not_kept(state_dict, tmp_path, monkeypa
         scale.CopyFrom(onnx.numpy_helper.from_array(
             times * onnx.numpy_helper.to_array(scale), scale.name))
         return model.SerializeToString()
-    monkeypatch.setattr(int8, 'corrected', wrong_scale)
+    monkeypatch.setattr(int8, 'correct_biases', wrong_scale)
     with pytest.raises(EngineError, match=r'8 bits differ .* nothing was kept'):
         build(state_dict, tmp_path, SMALL).quantize(PICTURES)
     assert not list(tmp_path.glob('int8/*'))

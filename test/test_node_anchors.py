@@ -231,7 +231,8 @@ def test_what_is_tried_again_counts_its_points_once(kind, estimator, monkeypatch
                         predict(estimator, [frame])
             predict(estimator, [frame])
         state = stream.anchor.filter.state
-        return state.scale, state.variance, state.inflation, state.around, stream.anchor.conditions
+        return (state.scale, state.variance, state.inflation, state.local_rms,
+                stream.anchor.conditions)
     try:
         expected = drive(0)
         assert expected[2] != 1.0
@@ -351,21 +352,21 @@ def test_between_two_messages_the_last_one_corrects_around_its_points():
     shared, anchor = listening(anchor='points')
     shared.on_message(serialize_message(GOOD))
     first = ask(anchor, 5.0)
-    assert first.around is not None
+    assert first.patch_scale is not None
     variance = anchor.filter.state.variance
     again = ask(anchor, 5.1)
-    assert again.around is not None
+    assert again.patch_scale is not None
     assert again.scale == pytest.approx(first.scale, rel=1e-6)
     assert anchor.filter.state.variance > variance  # it has not had its say again
     shared.transform = lambda *_: (_ for _ in ()).throw(RangeError('no transform', 'none'))
     held = ask(anchor, 5.2)
     assert held.scale == pytest.approx(first.scale, rel=1e-6)
-    np.testing.assert_allclose(np.log(held.around), math.exp(-0.1) * np.log(again.around),
-                               atol=1e-3)
+    np.testing.assert_allclose(
+        np.log(held.patch_scale), math.exp(-0.1) * np.log(again.patch_scale), atol=1e-3)
     assert not anchor.conditions
     shared, anchor = listening(anchor='scan', anchor_pose=POSE, anchor_reach=0.0)
     shared.on_message(raw(scan(5.0, WALL)))
-    assert ask(anchor, 5.0).around is None
+    assert ask(anchor, 5.0).patch_scale is None
 
 
 @pytest.mark.parametrize(('settings', 'words'), [

@@ -70,10 +70,11 @@ def test_limits_come_before_upsampling_and_judge_what_is_final():
         2.0, 3.0, None, unsure))
     config = DepthConfig(calibration='its file', range_max=9.0, max_stddev=1.0)
     metres = torch.tensor([[[5.0, 2.0, 3.0]]])
-    answer = steps.Answer(*[torch.zeros(1, 7, 1, 3)] * 2, *[metres] * 2, [None], None)
-    depth, adjustments = steps.anchor(
+    language = steps.LanguageDepth(*[torch.zeros(1, 7, 1, 3)] * 2, *[metres] * 2, [None], None)
+    depth, adjustments = steps.anchor_depth(
         steps.Depth(metres, metres, torch.full((1, 1, 3), 0.2)), [image], config.upsampling)
-    found, = steps.finish(config, answer, depth, adjustments, [1.0], [image], None)
+    found, = steps.make_predictions(
+        config, language, depth, adjustments, [1.0], [image], None)
     np.testing.assert_allclose(found.patch_stddev, [[1.2, 0.6, 1.2]], rtol=1e-6)
     np.testing.assert_array_equal(found.patch_depth, [[NAN, 4.0, NAN]])
     np.testing.assert_array_equal(found.depth, [[NAN] * 4 + [4.0] * 4 + [NAN] * 4] * 4)

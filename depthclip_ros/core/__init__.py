@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DepthCLIP without ROS: images in, depth out.
 
-The estimator needs torch; it is imported when first asked for, so that settings, errors and
-geometry can be used without it.
+The estimator needs torch and is imported on first use, so that settings, errors and geometry
+can be used without torch.
 """
 
 from __future__ import annotations

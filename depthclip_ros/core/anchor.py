@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scale of depth at run time, from a few points whose true depth is known.
+"""The scale of depth at run time, from points of another sensor with known depth.
 
-What a network gets wrong about a place it gets wrong mostly by one factor: the middle of
-log(true depth / depth by language) over the patches whose points agree. Every patch has one vote,
-which its points share: a thousand points in one patch know no more of the image than one of them,
-and may all be wrong, as on a part of the robot. A Kalman filter follows the scale's
-logarithm, so that it neither follows every image's noise nor jumps. It is a factor alone: points
-that span little depth, as those of one laser scan, could not tell a shift from it. What it leaves,
-they correct around them.
+Most of the network's error in a place is one factor, the scale: the robust mean of
+log(true depth / depth by language) over the patches whose points agree. Each patch has one vote,
+which its points divide: a thousand points in one patch tell no more of the image than one of them,
+and may all be outliers, as on a part of the robot. A Kalman filter smooths the scale's logarithm.
+The correction is a factor without an offset, since points that span little depth, as those of one
+laser scan, do not determine both. A Gaussian process interpolates the residuals around the points.
 
-The same points tell whether the standard deviation that goes along is right. Its inflation is
-raised when more of them miss than should, and lowered when fewer do (adaptive conformal
-inference, Gibbs and Candès 2021): in the long run the share is right at the points, whatever the
-errors' distribution. Elsewhere in the image it is as right as they stand for it.
+The same points calibrate the standard deviation. Its inflation rises when more points than
+`MISS_RATE` are outside the error bars, and falls when fewer do (adaptive conformal inference,
+Gibbs and Candès 2021): over many images coverage at the points is right for any distribution of
+errors, and elsewhere as far as the points represent the image.
 """
 
 from __future__ import annotations
@@ -38,62 +37,62 @@ FEW_POINTS = 'too few points'
 CONTRADICTORY = 'contradictory points'
 JUMP = 'scale jumped'
 
-LEAST_POINTS = 5
-MOST_POINTS = 1000  # looked at in an image, evenly taken
-LEAST_SHARE = 0.5  # of the votes that must agree
-GATE = 3.0  # standard deviations, for points and for what an image says
-# Likewise for the points that tell how large errors are: large errors must not be taken for
-# outliers, or the error bars come out too short.
+MIN_POINTS = 5
+MOST_POINTS = 1000  # in an image; of more, every n-th counts
+MIN_SHARE = 0.5  # of the votes that must agree
+GATE = 3.0  # standard deviations beyond which a point or an image's scale is an outlier
+# Likewise for the points that measure errors: a large error must not count as an outlier, or the
+# error bars become too short.
 ERROR_GATE = 4.0
-# Of the logarithm of depth: what is assumed of a single point, and weighs as much as
-# `LEAST_POINTS` points beside what their scatter says; and the least error of what an image says.
-POINT_DEVIATION, LEAST_DEVIATION = 0.25, 0.02
-PRIOR_DEVIATION = 0.5  # of the logarithm of a scale of which nothing is known
-MOST_SCALE = 100.0  # or one over it: beyond, points and depth have nothing to do with each other
+# Prior standard deviation of log depth at a point, which has the weight of `MIN_POINTS` points
+# beside their scatter; and the smallest standard deviation of an image's log scale.
+POINT_STDDEV, MIN_STDDEV = 0.25, 0.02
+PRIOR_STDDEV = 0.5  # of the log scale, before any points
+MAX_SCALE = 100.0  # or one over it: beyond, points and depth are unrelated
 UNUSUAL_SCALE = 3.0  # or one over it: beyond, the sensor's unit or place may be wrong
-DRIFT = 0.05  # by which the logarithm of the scale wanders in one second
-MOST_STEP = 1.05  # between the scales of two images
-# Depth +- 1.645 standard deviations is to hold 90 % of the truth.
-MISSES, QUANTILE = 0.1, 1.645
-PATIENCE = 10  # images that say the same of another scale, after which it is believed
-# Of the logarithm of the inflation, for each image's share of misses, with many points; with
-# `LEAST_POINTS` it is half of that. Ten drives with a change of height, none of them in
-# docs/robots.md, chose it: with a quarter of it coverage takes rooms to come back, and half as
-# much again makes it no better, and error bars flicker more.
+DRIFT = 0.05  # standard deviation by which the log scale wanders in one second
+MAX_STEP = 1.05  # between the scales of two images
+# Depth +- 1.645 standard deviations is to contain 90 % of the truth.
+MISS_RATE, QUANTILE = 0.1, 1.645
+PATIENCE = 10  # images that agree on another scale, after which the filter accepts it
+# Step of the log inflation per excess miss rate of an image with many points; half of that with
+# `MIN_POINTS`. Chosen on ten drives with a change of height, none of them in docs/robots.md: with
+# a quarter of it coverage takes rooms to recover; half as much again brings nothing, and error
+# bars flicker more.
 INFLATION_RATE = 0.4
-MOST_INFLATION = 20.0
-# By which the share of what points say of their surroundings follows each image's points. In
-# drives through other rooms than those of docs/robots.md depth is 1 to 6 % better with a share
-# than with all of it where 40 % of the points are wrong, and as good where none is.
-SHARE_RATE = 0.05
-# Standard deviations of log depth: what neighbours have in common, and what is a patch's own. They
-# and the reach come from rendered rooms that docs/robots.md does not show, through four cameras,
-# with and without calibrations; half as much again of any changes rmse by at most 2 %.
-DEVIATION, OWN_DEVIATION = 0.2, 0.12
-DEPTH_REACH = 0.4  # of log depth, likewise: what stands before a wall is kept apart from it
-# Seconds in which what points have said around them falls to a third without new ones, and the
-# part of it below which there is none: a sensor of 2 Hz leaves little to see of its rhythm.
-HELD, LEAST_LEFT = 1.0, 0.01
-MOST_PATCHES = 100  # with points that are looked at, evenly taken: the time grows with their cube
-_ROUNDS = 3
+MAX_INFLATION = 20.0
+# Rate at which the gain of the local correction adapts. In drives through other rooms than those
+# of docs/robots.md the gain makes depth 1 to 6 % better where 40 % of the points are wrong, and no
+# worse where none is.
+GAIN_RATE = 0.05
+# Standard deviations of the residuals of log depth: of the Gaussian process, which neighbours have
+# in common, and of each patch alone. They and the reach come from rendered rooms outside of
+# docs/robots.md, through four cameras, with and without calibrations; half as much again of any
+# changes rmse by at most 2 %.
+COMMON_STDDEV, PATCH_STDDEV = 0.2, 0.12
+DEPTH_REACH = 0.4  # correlation length in log depth: separates an object from the wall behind it
+# Time constant of the local correction without new points, long enough for a sensor of 2 Hz; and
+# the fraction below which it is dropped.
+DECAY_SECONDS, MIN_DECAY = 1.0, 0.01
+MAX_PATCHES = 100  # with points; of more, every n-th counts, since the time is cubic in them
+_ITERATIONS = 3
 
-
-_Around = tuple['Float32', 'Float32']  # as of an `Adjustment`: `around` and `unsure`
+_Local = tuple['Float32', 'Float32']  # `patch_scale` and `patch_inflation` of an `Adjustment`
 
 
 class Adjustment(NamedTuple):
-    """What an anchor makes of the depth of one image."""
+    """Factors by which an anchor adjusts the depth of one image; None stands for 1."""
 
-    scale: float = 1.0  # depth is multiplied by it, and its standard deviation
-    inflation: float = 1.0  # the standard deviation once more
-    around: Float32 | None = None  # (h, w) depth once more, patch by patch
-    unsure: Float32 | None = None  # (h, w) its relative standard deviation once more: at most 1
+    scale: float = 1.0  # of depth and its standard deviation
+    inflation: float = 1.0  # of the standard deviation, besides
+    patch_scale: Float32 | None = None  # (h, w), of depth and its standard deviation, besides
+    patch_inflation: Float32 | None = None  # (h, w), of the standard deviation, at most 1
 
 
 class Points(NamedTuple):
-    """Places in an image whose depth is known: float64 arrays of one length.
+    """Points of an image with known depth: float64 arrays of one length.
 
-    Others than numbers are left out, and so is what lies outside of the image or not before the
+    The filter ignores values that are not finite, and points outside of the image or behind the
     camera.
     """
 
@@ -104,31 +103,32 @@ class Points(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What a `ScaleFilter` knows after an image; replaced as a whole, so that any thread may look.
+    """State of a `ScaleFilter` after an image; immutable, so that any thread may read it.
 
     Attributes:
-        scale: by which depth was multiplied.
-        inflation: of the standard deviation.
-        variance: of the scale's logarithm.
-        share: of the votes that agree, in the last image that had enough points; NaN before. Each
-            patch with points has one, and its points have equal parts of it.
-        points: in the image.
-        patches: in which they are.
-        condition: why that image's points are not followed; '' if they are.
+        scale: factor of depth.
+        inflation: factor of the standard deviation.
+        variance: of the log scale.
+        share: fraction of the votes that agree, in the last image with enough points; NaN before.
+            Each patch with points has one vote.
+        points: number of points in the image.
+        patches: number of patches that contain them.
+        condition: why the filter ignores the image's points; '' if it does not.
         anchored: whether the scale rests on points, that is they were followed not longer ago
             than the filter's timeout.
         time: of the image, in seconds; None before the first.
-        silence: seconds since points were followed.
-        log_scale: logarithm of the scale that points say, which `scale` follows in small steps.
+        silence: seconds since the last update by points.
+        log_scale: state of the Kalman filter, which `scale` approaches in small steps.
         log_inflation: logarithm of the next image's inflation.
-        correction: `around` and `unsure` of the image's `Adjustment`.
-        helped: means over points, whose ratio is the share of the surroundings that is taken.
+        local: `patch_scale` and `patch_inflation` of the image's `Adjustment`.
+        gain_moments: covariance of the points' errors and predictions, and the predictions' mean
+            square; their ratio is `local_gain`.
 
     """
 
     scale: float = 1.0
     inflation: float = 1.0
-    variance: float = PRIOR_DEVIATION ** 2
+    variance: float = PRIOR_STDDEV ** 2
     share: float = math.nan
     points: int = 0
     patches: int = 0
@@ -138,64 +138,62 @@ class State:
     silence: float = math.inf
     log_scale: float = 0.0
     log_inflation: float = 0.0
-    correction: _Around | None = None
-    helped: tuple[float, float] = ((DEVIATION / 2) ** 2, (DEVIATION / 2) ** 2)
+    local: _Local | None = None
+    gain_moments: tuple[float, float] = ((COMMON_STDDEV / 2) ** 2, (COMMON_STDDEV / 2) ** 2)
 
     @property
     def agreement(self) -> str:
-        """What the points say, in numbers."""
+        """Scale and agreement of the points, for messages."""
         return (f'scale {self.scale:.3g}, {100 * self.share:.0f} % of {self.points} points in '
                 f'{self.patches} patches agree')
 
     @property
-    def around(self) -> float:
-        """Root mean square of the logarithm of what was corrected beside the scale; 0: nothing."""
-        return 0.0 if self.correction is None else math.sqrt(
-            np.mean(np.log(self.correction[0]) ** 2))
+    def local_rms(self) -> float:
+        """Root mean square of the log of `patch_scale`; 0 without one."""
+        return 0.0 if self.local is None else math.sqrt(
+            np.mean(np.log(self.local[0]) ** 2))
 
     @property
     def unusual(self) -> bool:
-        """Whether the scale rests on points, but is larger or smaller than one expects."""
+        """Whether the scale rests on points, but is beyond `UNUSUAL_SCALE`."""
         return self.anchored and abs(math.log(self.scale)) > math.log(UNUSUAL_SCALE)
 
     @property
-    def share_around(self) -> float:
-        """Of the surroundings, what would have been best for points that they did not know."""
-        right, expected = self.helped
-        return min(max(right / expected, 0.0), 1.0)
+    def local_gain(self) -> float:
+        """Part of the local correction that was best, in hindsight, at points in other patches."""
+        covariance, variance = self.gain_moments
+        return min(max(covariance / variance, 0.0), 1.0)
 
 
 class ScaleFilter:
-    """Follows the scale of one camera's depth from image to image, and the size of its errors.
+    """Kalman filter of one camera's depth scale, with an adaptive inflation of its error bars.
 
-    Where points fail, the scale is held for `timeout`, ever less sure; after that the anchor is
-    let go: the scale returns to 1, with the timeout as its time constant, until points can be
-    followed again, whatever scale up to `MOST_SCALE` they say. The inflation stays. So may the
-    first image take any such scale; from then on none has more than `MOST_STEP` times that of the
-    image before, or less than 1 / `MOST_STEP` of it. What points have said of the patches around
-    them is held, too, and fades.
+    Without usable points the scale holds for `timeout`, with growing variance. Then the filter is
+    no longer anchored: the scale returns to 1, with the timeout as its time constant, until points
+    of any scale up to `MAX_SCALE` come. The inflation holds. The first image may have any such
+    scale; from then on the ratio of the scales of two images is at most `MAX_STEP`. The local
+    correction decays, see `DECAY_SECONDS`.
 
     Attributes:
-        state: after the last image that was answered; whoever answers images replaces it.
+        state: after the last published image; the caller replaces it by what `adjust` returns.
 
     """
 
     def __init__(
-        self, timeout: float = 5.0, least: int = LEAST_POINTS, lowest: float = 1.0,
+        self, timeout: float = 5.0, min_points: int = MIN_POINTS, lowest: float = 1.0,
         reach: float = ANCHOR_REACH,
     ) -> None:
-        """Begin with a scale of 1, of which nothing is known.
+        """Begin with a scale of 1 and its prior variance.
 
         Args:
-            timeout: seconds without points that can be followed, until the anchor is let go.
-            least: so many points of an image must agree; 1 for a sensor of one beam.
-            lowest: part of the points that counts, those by which depth is largest: less than 1
-                for the floor, which things stand on, and nothing is below.
-            reach: parts of the image's width, within which points correct what the scale leaves;
-                0: the scale is all.
+            timeout: seconds without usable points after which the filter is no longer anchored.
+            min_points: number of points of an image that must agree; 1 for a single beam.
+            lowest: fraction of the points that count, those with the smallest true depth over
+                depth: below 1 for the floor, on which objects stand, and below which nothing is.
+            reach: correlation length of the local correction, in image widths; 0: none.
 
         """
-        self._timeout, self._least = timeout, least
+        self._timeout, self._min_points = timeout, min_points
         self._lowest, self._reach = lowest, reach
         self.state = State()
 
@@ -204,137 +202,141 @@ class ScaleFilter:
         patch_stddev: Float32 | None, image: Size, upsampling: str = 'centered',
         *, are_new: bool = True, age: float = 0.0,
     ) -> tuple[Adjustment, State]:
-        """Weigh one image's points; nothing changes, so that an image may be tried again.
+        """Compute the adjustment of an image from its points, without changing the filter.
 
         Args:
-            time: of the image, in seconds; one before the last image's counts as that.
-            points: None where there are none.
+            time: of the image, in seconds; an earlier one than the last image's counts as that.
+            points: points of the image, or None.
             patch_depth: (h, w) metres, without the anchor's scale.
-            patch_stddev: (h, w) metres, likewise; None where it is not known.
-            image: its (height, width).
-            upsampling: how pixels get their depth from the patches.
-            are_new: whether the points were not given with an image before. Those that were have
-                had their part in the scale, and only correct what is around them.
+            patch_stddev: (h, w) metres, likewise, or None.
+            image: (height, width) of the image.
+            upsampling: interpolation from patches to pixels.
+            are_new: no earlier image had these points. Others have updated the scale already, and
+                only give a local correction.
             age: seconds between points and image in which the camera may have moved unnoticed.
 
         Returns:
-            What to multiply with, and the state for when the image is answered. These points have
-            their part in the scale; of the inflation, they have it in the next image's.
+            The adjustment, and the state after the image. These points update the scale of this
+            image, and the inflation of the next.
 
         """
         last = self.state
-        most = math.inf if last.time is None else math.log(MOST_STEP)
-        passed = 0.0 if last.time is None else max(0.0, time - last.time)
-        silence = last.silence + passed
+        max_step = math.inf if last.time is None else math.log(MAX_STEP)
+        elapsed = 0.0 if last.time is None else max(0.0, time - last.time)
+        silence = last.silence + elapsed
         state = replace(
             last, time=time, silence=silence, inflation=math.exp(last.log_inflation),
-            variance=PRIOR_DEVIATION ** 2 if silence > self._timeout else
-            min(last.variance + DRIFT ** 2 * passed, PRIOR_DEVIATION ** 2))
-        errors, depth, deviations, patches = compare(
+            variance=PRIOR_STDDEV ** 2 if silence > self._timeout else
+            min(last.variance + DRIFT ** 2 * elapsed, PRIOR_STDDEV ** 2))
+        errors, depth, stddevs, patches = compare_points(
             points, patch_depth, patch_stddev, image, upsampling, self._lowest)
-        says, variance, share, distances, unusable = weigh(errors, depth, patches, self._least)
-        state = replace(state, condition=unusable) if unusable else self._follow(
-            state, says, variance + DRIFT ** 2 * age, are_new=are_new)
+        measurement, variance, share, distances, condition = estimate_scale(
+            errors, depth, patches, self._min_points)
+        state = replace(state, condition=condition) if condition else self._update_scale(
+            state, measurement, variance + DRIFT ** 2 * age, are_new=are_new)
         log_scale = state.log_scale
         if state.silence > self._timeout:
-            log_scale *= math.exp(-passed / self._timeout)
-        before = math.log(last.scale)
-        published = before + min(max(log_scale - before, -most), most)
+            log_scale *= math.exp(-elapsed / self._timeout)
+        last_log_scale = math.log(last.scale)
+        published = last_log_scale + min(max(log_scale - last_log_scale, -max_step), max_step)
         errors, votes, agree = errors - published, votes_of(patches), distances <= GATE
-        correction, helped = _faded(last.correction, passed, patch_depth.shape), last.helped
-        if self._reach and not state.condition and (found := correct_around(
+        local, moments = _decay(last.local, elapsed, patch_depth.shape), last.gain_moments
+        if self._reach and not state.condition and (fit := interpolate_residuals(
                 patches, errors, agree, patch_depth, image, self._reach)) is not None:
-            factor, unsure, expected, left = found
-            part = last.share_around
-            correction = _faded(
-                (factor ** np.float32(part), _blend(part, unsure)), age, factor.shape)
-            if are_new:  # learn from what the points in other patches said of each point
-                right, square = (
-                    mean + SHARE_RATE * (np.average(values[agree], weights=votes[agree]) - mean)
+            factor, inflation, predictions, inflation_at_points = fit
+            gain = last.local_gain
+            local = _decay((factor ** np.float32(gain), _partial_inflation(gain, inflation)),
+                           age, factor.shape)
+            if are_new:  # learn the gain from the predictions of points in other patches
+                covariance, power = (
+                    mean + GAIN_RATE * (np.average(values[agree], weights=votes[agree]) - mean)
                     for values, mean in zip(
-                        (errors * expected, expected ** 2), helped, strict=True))
-                helped = float(right), float(square)
-                errors = errors - part * expected
-                deviations = None if deviations is None else deviations * _blend(part, left)
+                        (errors * predictions, predictions ** 2), moments, strict=True))
+                moments = float(covariance), float(power)
+                errors = errors - gain * predictions
+                stddevs = None if stddevs is None else \
+                    stddevs * _partial_inflation(gain, inflation_at_points)
         state = replace(
-            state, scale=math.exp(published), log_scale=log_scale, correction=correction,
-            helped=helped, share=last.share if math.isnan(share) else share,
+            state, scale=math.exp(published), log_scale=log_scale, local=local,
+            gain_moments=moments, share=last.share if math.isnan(share) else share,
             points=len(distances), patches=round(votes.sum()),
             anchored=state.silence <= self._timeout)
-        if are_new and not unusable and deviations is not None:
-            state = replace(state, log_inflation=_scored(
-                last.log_inflation, np.abs(errors), deviations,
+        if are_new and not condition and stddevs is not None:
+            state = replace(state, log_inflation=_update_inflation(
+                last.log_inflation, np.abs(errors), stddevs,
                 np.where(distances <= ERROR_GATE, votes, 0.0)))
-        return Adjustment(state.scale, state.inflation, *(correction or (None, None))), state
+        return Adjustment(state.scale, state.inflation, *(local or (None, None))), state
 
-    def _follow(self, state: State, says: float, variance: float, *, are_new: bool) -> State:
-        """One step of the Kalman filter, if it is new; the condition is why it is not made."""
-        surprise, variance = says - state.log_scale, state.variance + variance
-        if abs(says) > math.log(MOST_SCALE):
+    def _update_scale(
+        self, state: State, measurement: float, variance: float, *, are_new: bool,
+    ) -> State:
+        """Update the Kalman filter if the points are new; `condition` says why it does not."""
+        innovation, variance = measurement - state.log_scale, state.variance + variance
+        if abs(measurement) > math.log(MAX_SCALE):
             return replace(state, condition=JUMP)
-        # To an anchor that was let go, or never was, no scale is a surprise.
-        if state.silence <= self._timeout and surprise ** 2 > GATE ** 2 * variance:
-            doubt = (surprise / GATE) ** 2 / PATIENCE if are_new else 0.0
+        # Without an anchor any scale may come.
+        if state.silence <= self._timeout and innovation ** 2 > GATE ** 2 * variance:
+            growth = (innovation / GATE) ** 2 / PATIENCE if are_new else 0.0
             return replace(state, condition=JUMP,
-                           variance=min(state.variance + doubt, PRIOR_DEVIATION ** 2))
+                           variance=min(state.variance + growth, PRIOR_STDDEV ** 2))
         if not are_new:
             return replace(state, condition='')
         gain = state.variance / variance
         return replace(state, condition='', silence=0.0, variance=state.variance * (1.0 - gain),
-                       log_scale=state.log_scale + gain * surprise)
+                       log_scale=state.log_scale + gain * innovation)
 
 
-def _scored(
-    log_inflation: float, errors: Float64, deviations: Float64, votes: Float64,
+def _update_inflation(
+    log_inflation: float, errors: Float64, stddevs: Float64, votes: Float64,
 ) -> float:
-    """Follow the share of errors beyond what the standard deviations say."""
-    votes = np.where(deviations > 0.0, votes, 0.0)
+    """Adapt the log inflation to the miss rate (adaptive conformal inference)."""
+    votes = np.where(stddevs > 0.0, votes, 0.0)
     count = float(votes.sum())
     if not count:
         return log_inflation
-    limit = QUANTILE * math.exp(log_inflation) * deviations
-    missed = float(votes @ (errors > limit)) / count
-    most, rate = math.log(MOST_INFLATION), INFLATION_RATE * count / (count + LEAST_POINTS)
-    return min(max(log_inflation + rate * (missed - MISSES), -most), most)
+    limit = QUANTILE * math.exp(log_inflation) * stddevs
+    miss_rate = float(votes @ (errors > limit)) / count
+    bound, rate = math.log(MAX_INFLATION), INFLATION_RATE * count / (count + MIN_POINTS)
+    return min(max(log_inflation + rate * (miss_rate - MISS_RATE), -bound), bound)
 
 
-def compare(
+def compare_points(
     points: Points | None, patch_depth: Float32, patch_stddev: Float32 | None, image: Size,
     upsampling: str = 'centered', lowest: float = 1.0,
 ) -> tuple[Float64, Float64, Float64 | None, NDArray[np.intp]]:
-    """Find the depth of points; those without one are left out, and of many some, evenly.
+    """Compare the points with depth, those that have any, and at most `MOST_POINTS` of them.
 
-    Arguments are as in `ScaleFilter`. Of every point: log(true depth / depth), depth in metres,
-    the standard deviation of its logarithm if it is known, and which patch it lies in, row by row.
+    Arguments are as in `ScaleFilter`. Returns for every point: log(true depth / depth), depth in
+    metres, the standard deviation of log depth or None, and the index of its patch, row by row.
     """
     u, v, z = (np.empty(0),) * 3 if points is None else (
         np.asarray(values, np.float64)[::max(1, -(-len(points.z) // MOST_POINTS))]
         for values in points)
-    depth = sample(patch_depth, image, u, v, upsampling)
+    depth = sample_patches(patch_depth, image, u, v, upsampling)
     with np.errstate(invalid='ignore', divide='ignore'):
         log_ratios = np.log(z / depth)
-    counts = np.isfinite(log_ratios)
-    if lowest < 1.0 and counts.any():
-        counts &= log_ratios <= np.quantile(log_ratios[counts], lowest)
-    u, v, depth, log_ratios = u[counts], v[counts], depth[counts], log_ratios[counts]
-    deviations = None if patch_stddev is None else \
-        sample(patch_stddev, image, u, v, upsampling) / depth
+    valid = np.isfinite(log_ratios)
+    if lowest < 1.0 and valid.any():
+        valid &= log_ratios <= np.quantile(log_ratios[valid], lowest)
+    u, v, depth, log_ratios = u[valid], v[valid], depth[valid], log_ratios[valid]
+    stddevs = None if patch_stddev is None else \
+        sample_patches(patch_stddev, image, u, v, upsampling) / depth
     h, w = patch_depth.shape
     rows, columns = (v + 0.5) * (h / image[0]), (u + 0.5) * (w / image[1])
-    return log_ratios, depth, deviations, rows.astype(np.intp) * w + columns.astype(np.intp)
+    return log_ratios, depth, stddevs, rows.astype(np.intp) * w + columns.astype(np.intp)
 
 
-def sample(
+def sample_patches(
     patches: Float32, image: Size, u: Float64, v: Float64, upsampling: str = 'centered',
 ) -> Float64:
-    """Values of (h, w) patches at (N,) places of the image, as `projection.upsample` gives pixels.
+    """Interpolate (h, w) patches at (N,) points of the image, as `projection.upsample` does.
 
-    NaN outside of the image, and where the nearest patch is; elsewhere such a patch has no part.
+    NaN outside of the image and where the nearest patch is NaN; elsewhere that has no weight.
     """
     inside = (u >= -0.5) & (u < image[1] - 0.5) & (v >= -0.5) & (v < image[0] - 0.5)
 
     def places(pixels: Float64, length: int, count: int) -> tuple[Float64, NDArray[np.intp]]:
-        """Where in a row of patches pixels are, and the patch before; patch 0 is at 0."""
+        """Convert pixels to coordinates among `count` patches, and their integer part."""
         pixels = np.where(inside, pixels, 0.0)  # NaN is outside, too
         place = pixels * ((count - 1) / max(length - 1, 1)) if upsampling == 'bilinear' else \
             (pixels + 0.5) * (count / length) - 0.5
@@ -343,63 +345,62 @@ def sample(
         return place, place.astype(np.intp)
 
     h, w = patches.shape
-    (x, left), (y, top) = places(u, image[1], w), places(v, image[0], h)
-    right, below = np.minimum(left + 1, w - 1), np.minimum(top + 1, h - 1)
-    x, y = x - left, y - top
-    nearest = patches[np.where(y < 0.5, top, below), np.where(x < 0.5, left, right)]
-    corners = patches[[top, top, below, below], [left, right, left, right]]
-    known = np.isfinite(corners)
-    weights = known * [(1.0 - x) * (1.0 - y), x * (1.0 - y), (1.0 - x) * y, x * y]
+    (x, x0), (y, y0) = places(u, image[1], w), places(v, image[0], h)
+    x1, y1 = np.minimum(x0 + 1, w - 1), np.minimum(y0 + 1, h - 1)
+    x, y = x - x0, y - y0
+    nearest = patches[np.where(y < 0.5, y0, y1), np.where(x < 0.5, x0, x1)]
+    corners = patches[[y0, y0, y1, y1], [x0, x1, x0, x1]]
+    finite = np.isfinite(corners)
+    weights = finite * [(1.0 - x) * (1.0 - y), x * (1.0 - y), (1.0 - x) * y, x * y]
     with np.errstate(invalid='ignore'):
-        mean = (weights * np.where(known, corners, 0.0)).sum(axis=0) / weights.sum(axis=0)
+        mean = (weights * np.where(finite, corners, 0.0)).sum(axis=0) / weights.sum(axis=0)
     return np.where(inside & np.isfinite(nearest), mean, np.nan)
 
 
-def weigh(
-    log_ratios: Float64, depth: Float64, patches: NDArray[np.intp], least: int = LEAST_POINTS,
+def estimate_scale(
+    log_ratios: Float64, depth: Float64, patches: NDArray[np.intp], min_points: int = MIN_POINTS,
 ) -> tuple[float, float, float, Float64, str]:
-    """The scale that most of an image's patches with points agree on.
+    """Estimate the scale on which most of an image's patches with points agree.
 
-    The search begins in the middle of the shortest interval that holds half of the votes, where
-    outliers on one side, as those behind what the camera sees, do no harm; from there it goes to
-    the median of those that agree, and at last to their weighted mean, where they count the less
-    the nearer to the gate they are (Tukey's biweight), and the more the deeper they are.
+    It starts from the shortest interval with half of the votes (shorth), which outliers on one
+    side, such as points behind a visible surface, do not shift; goes on to the median of the
+    points within the gate; and ends with their mean, weighted by Tukey's biweight and by depth.
 
-    Returns the logarithm of the scale and its variance; the share of the votes that agree; how
-    far each is from the scale, in standard deviations; and why it cannot be used, '' if it can.
+    Returns the log scale and its variance; the fraction of the votes that agree; each point's
+    distance from the scale in standard deviations; and why the scale is unusable, or ''.
     """
     count, votes = len(log_ratios), votes_of(patches)
-    if count < max(1, least):
+    if count < max(1, min_points):
         return 0.0, math.inf, math.nan, np.zeros(count), FEW_POINTS if count else NO_POINTS
     agree = np.zeros(count, bool)
     agree[_shortest_half(log_ratios, votes)] = True
-    for _ in range(_ROUNDS):
+    for _ in range(_ITERATIONS):
         center = _median(log_ratios[agree], votes[agree])
         scatter = (1.4826 * _median(np.abs(log_ratios[agree] - center), votes[agree])) ** 2
         independent = float(votes[agree].sum())
-        deviation = math.sqrt((independent * scatter + LEAST_POINTS * POINT_DEVIATION ** 2)
-                              / (independent + LEAST_POINTS))
+        deviation = math.sqrt((independent * scatter + MIN_POINTS * POINT_STDDEV ** 2)
+                              / (independent + MIN_POINTS))
         distances = np.abs(log_ratios - center) / deviation
         agree = distances <= GATE
     share = float(votes[agree].sum() / votes.sum())
-    if agree.sum() < least or share < LEAST_SHARE:
+    if agree.sum() < min_points or share < MIN_SHARE:
         return (center, math.inf, share, distances,
-                CONTRADICTORY if share < LEAST_SHARE else FEW_POINTS)
-    shares = votes * depth * np.maximum(1.0 - (distances / GATE) ** 2, 0.0) ** 2
-    shares /= shares.sum()
-    # What errs in a patch errs for all of its points.
-    variance = np.sum(np.bincount(patches, shares) ** 2) * deviation ** 2 + LEAST_DEVIATION ** 2
-    return float(shares @ log_ratios), float(variance), share, distances, ''
+                CONTRADICTORY if share < MIN_SHARE else FEW_POINTS)
+    weights = votes * depth * np.maximum(1.0 - (distances / GATE) ** 2, 0.0) ** 2
+    weights /= weights.sum()
+    # The points of a patch share its error.
+    variance = np.sum(np.bincount(patches, weights) ** 2) * deviation ** 2 + MIN_STDDEV ** 2
+    return float(weights @ log_ratios), float(variance), share, distances, ''
 
 
 def votes_of(patches: NDArray[np.intp]) -> Float64:
-    """(N,) part that each point has in the one vote of its patch."""
-    _, of, counts = np.unique(patches, return_inverse=True, return_counts=True)
-    return 1.0 / counts[of]
+    """Divide the one vote of each patch among its points: (N,)."""
+    _, index, counts = np.unique(patches, return_inverse=True, return_counts=True)
+    return 1.0 / counts[index]
 
 
 def _shortest_half(values: Float64, votes: Float64) -> NDArray[np.intp]:
-    """Which values are in the shortest interval that has more than half of the votes."""
+    """Find the values in the shortest interval with more than half of the votes (shorth)."""
     order = np.argsort(values)
     total = np.cumsum(votes[order])
     ends = np.searchsorted(total, total - votes[order] + total[-1] / 2, side='right')
@@ -410,7 +411,7 @@ def _shortest_half(values: Float64, votes: Float64) -> NDArray[np.intp]:
 
 
 def _median(values: Float64, votes: Float64) -> float:
-    """The value with half of the votes on each side; between two the mean."""
+    """Compute the weighted median; between two values their mean."""
     order = np.argsort(values)
     total = np.cumsum(votes[order])
     middle = [min(np.searchsorted(total, total[-1] / 2, side=side), len(order) - 1)
@@ -418,87 +419,89 @@ def _median(values: Float64, votes: Float64) -> float:
     return float(values[order[middle]].mean())
 
 
-def correct_around(
+def interpolate_residuals(
     patches: NDArray[np.intp], residuals: Float64, trusted: NDArray[np.bool_],
     patch_depth: Float32, image: Size, reach: float,
 ) -> tuple[Float32, Float32, Float64, Float64] | None:
-    """Find what points say of the patches around them, beyond one scale of the whole image.
+    """Interpolate the residuals of the scale at points by Gaussian process regression.
 
-    What one scale leaves of log(true depth / depth) is taken as a Gaussian process over place and
-    log depth (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, eqs. 2.25 and
-    2.26): a wall is too near as a whole. It is nothing far from every point. What it would say of
-    a point without that one (their eq. 5.12) tells which points are wrong, and how large errors
-    are between the points.
+    The Gaussian process over place and log depth (Rasmussen and Williams, Gaussian Processes for
+    Machine Learning, 2006, eqs. 2.25 and 2.26) models log(true depth / depth) beside the scale,
+    since a wall is too near as a whole. Its mean vanishes far from every point. Leave-one-out
+    predictions (their eq. 5.12) reveal outliers, and the size of errors between the points.
 
     Args:
-        patches: (N,) which patch each point lies in, row by row.
+        patches: (N,) index of each point's patch, row by row.
         residuals: (N,) log(true depth / depth).
-        trusted: (N,) which of them count; how far off the others are is told, too.
-        patch_depth: (h, w) metres; NaN where there is none.
-        image: (height, width) of what they tile.
-        reach: in parts of the image's width.
+        trusted: (N,) mask of the points to learn from; the others get predictions, too.
+        patch_depth: (h, w) metres, or NaN.
+        image: (height, width) of the image that the patches tile.
+        reach: correlation length in image widths.
 
     Returns:
-        (h, w) factors of depth and of its relative standard deviation; (N,) what the points in
-        other patches say of each, and the factor of its standard deviation there. None where no
-        point is to be trusted.
+        (h, w) factors of depth and of its relative standard deviation; (N,) log factor that the
+        points in other patches predict for each point, and the factor of its standard deviation
+        there. None without a trusted point.
 
     """
     (h, w), rows_and_columns = patch_depth.shape, np.indices(patch_depth.shape)
     with np.errstate(invalid='ignore', divide='ignore'):
         log_depth = np.log(patch_depth.astype(np.float64))
-    # (P, 3) of every patch, in units of what errors are alike within.
+    # (P, 3) of every patch, in correlation lengths.
     places = np.stack([
         rows_and_columns[1] / (w * reach),
         rows_and_columns[0] * image[0] / (h * reach * image[1]),
         np.where(np.isfinite(log_depth), log_depth, 0.0) / DEPTH_REACH], axis=-1).reshape(-1, 3)
-    seen, of = np.unique(patches, return_inverse=True)
-    count = np.bincount(of[trusted], minlength=len(seen))
-    mean = np.bincount(of[trusted], residuals[trusted], len(seen)) / np.maximum(count, 1)
-    # One point of a patch does not stand for all of it; a thousand are not the whole of it either.
-    noise = OWN_DEVIATION ** 2 * (0.5 + 0.5 / np.maximum(count, 1))
-    used = np.flatnonzero(count)
-    used = used[::max(1, -(-len(used) // MOST_PATCHES))]
-    for rounds_left in reversed(range(_ROUNDS)):
-        if not len(used):
+    unique, index = np.unique(patches, return_inverse=True)
+    count = np.bincount(index[trusted], minlength=len(unique))
+    mean = np.bincount(index[trusted], residuals[trusted], len(unique)) / np.maximum(count, 1)
+    # Neither one point of a patch nor a thousand tell the mean error of the patch exactly.
+    noise = PATCH_STDDEV ** 2 * (0.5 + 0.5 / np.maximum(count, 1))
+    training = np.flatnonzero(count)
+    training = training[::max(1, -(-len(training) // MAX_PATCHES))]
+    for iterations_left in reversed(range(_ITERATIONS)):
+        if not len(training):
             return None
-        apart = ((places[:, None] - places[seen[used]]) ** 2).sum(axis=-1)
-        covariance = DEVIATION ** 2 * np.exp(-0.5 * apart)  # (P, G)
-        inverse = np.linalg.inv(covariance[seen[used]] + np.diag(noise[used]))
-        weights, variance = inverse @ mean[used], 1 / np.diag(inverse)
-        error = weights * variance
-        agree = error ** 2 <= GATE ** 2 * variance
-        if agree.all() or not rounds_left:
+        squares = ((places[:, None] - places[unique[training]]) ** 2).sum(axis=-1)
+        covariance = COMMON_STDDEV ** 2 * np.exp(-0.5 * squares)  # (P, G)
+        inverse = np.linalg.inv(covariance[unique[training]] + np.diag(noise[training]))
+        weights, loo_variance = inverse @ mean[training], 1 / np.diag(inverse)
+        loo_error = weights * loo_variance
+        agree = loo_error ** 2 <= GATE ** 2 * loo_variance
+        if agree.all() or not iterations_left:
             break
-        used = used[agree]
+        training = training[agree]
     log_factor = covariance @ weights
-    # Variance of what neighbours have in common that the points leave.
-    unknown = DEVIATION ** 2 - ((covariance @ inverse) * covariance).sum(axis=1)
-    expected, unknown_there = log_factor[seen], unknown[seen]
-    expected[used], unknown_there[used] = mean[used] - error, variance - noise[used]
-    left, left_there = (
-        np.sqrt((OWN_DEVIATION ** 2 + np.maximum(values, 0.0))
-                / (OWN_DEVIATION ** 2 + DEVIATION ** 2)) for values in (unknown, unknown_there))
+    posterior = COMMON_STDDEV ** 2 - ((covariance @ inverse) * covariance).sum(axis=1)
+    predictions, variance = log_factor[unique], posterior[unique]
+    predictions[training] = mean[training] - loo_error
+    variance[training] = loo_variance - noise[training]
+    inflation, inflation_at_points = (
+        np.sqrt((PATCH_STDDEV ** 2 + np.maximum(values, 0.0))
+                / (PATCH_STDDEV ** 2 + COMMON_STDDEV ** 2)) for values in (posterior, variance))
     return (np.exp(log_factor).reshape(h, w).astype(np.float32),
-            left.reshape(h, w).astype(np.float32), expected[of], left_there[of])
+            inflation.reshape(h, w).astype(np.float32), predictions[index],
+            inflation_at_points[index])
 
 
-def _faded(around: _Around | None, seconds: float, shape: Size) -> _Around | None:
-    """What is left of what points have said of the patches around them; None if that is nothing.
+def _decay(local: _Local | None, seconds: float, shape: Size) -> _Local | None:
+    """Let a local correction decay with time; None if nothing is left.
 
-    In time, too, it is a Gaussian process, whose correlation falls exponentially: what a robot
-    that stands still sees stays, and what one sees that moves goes by.
+    The Gaussian process has an exponential correlation in time, too: the view of a standing robot
+    persists, that of a moving one goes by.
     """
-    if around is None or around[0].shape != shape:
+    if local is None or local[0].shape != shape:
         return None
-    left = math.exp(-seconds / HELD)
-    factor, unsure = around
-    return None if left < LEAST_LEFT else (
-        factor ** np.float32(left), np.sqrt(1.0 - (1.0 - unsure ** 2) * np.float32(left ** 2)))
+    decay = math.exp(-seconds / DECAY_SECONDS)
+    factor, inflation = local
+    return None if decay < MIN_DECAY else (
+        factor ** np.float32(decay),
+        np.sqrt(1.0 - (1.0 - inflation ** 2) * np.float32(decay ** 2)))
 
 
-def _blend(part: float, left: NDArray[np.floating]) -> NDArray[np.floating]:
-    """What is left of a standard deviation where only a part of the correction is taken."""
-    open_ = (1.0 - part) ** 2
-    blended: NDArray[np.floating] = np.sqrt(open_ + (1.0 - open_) * left ** 2).astype(left.dtype)
-    return blended
+def _partial_inflation(gain: float, inflation: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Compute the inflation if only the part `gain` of the correction is applied."""
+    rest = (1.0 - gain) ** 2
+    variance = rest + (1.0 - rest) * inflation ** 2
+    partial: NDArray[np.floating] = np.sqrt(variance).astype(inflation.dtype)
+    return partial

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dense features of CLIP's image encoder (paper §3.1): one vector for every patch.
 
-C is the dimension of the text features. What is not needed (text encoder, unasked-for attention
-pool) is not in memory. A ResNet is made of its tensors, a vision transformer is CLIP's own module;
-`engine` makes them fast.
+C is the dimension of the text features. A ResNet is built from its tensors, a vision transformer
+is CLIP's own module; `engine` makes them fast. The text encoder is not loaded, and the attention
+pool only if `features` or `scenes` need it.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from .resnet import FoldedResNet
 from .state_dict import OpenClipWeights, architecture
 
 RESNET_STRIDE = 32
-_HEAD_WIDTH = 64  # of all of CLIP's attentions
+_HEAD_WIDTH = 64  # channels of each head of CLIP's attentions
 
 
 class Maps(NamedTuple):
-    """What an image encoder sees of B images, in float32."""
+    """Outputs of an image encoder for B images, in float32."""
 
-    features: Tensor  # (B, C, h, w), what is compared with the text
-    trunk: Tensor  # (B, C', h, w), what they are made of
+    features: Tensor  # (B, C, h, w) from the head, comparable with the text features
+    trunk: Tensor  # (B, C', h, w), input of the head
 
 
 class ImageEncoder(nn.Module):
     """A trunk in any number format, and a head in float32 that makes its map comparable to text.
 
-    Without a `pool`, `projection` or `channel_step` the head is `normalize`: the trunk's map is in
-    CLIP's joint space already, in which the paper's equation 3 speaks of a cosine.
+    Without a `pool`, `projection` or `channel_step` the trunk's map is in CLIP's joint space
+    already, and the head normalises it, so that the paper's equation 3 is a cosine.
 
     Attributes:
         trunk: normalised images (B, 3, H, W) -> (B, C', H / stride, W / stride).
         dtype: number format of the trunk's input.
-        stride: pixels a patch is wide and high.
-        pool: a ResNet's attention pool, which answers to every position: CLIP's own mixing.
-        projection: into the joint space, weight and bias (MaskCLIP).
-        channel_step: what the official code does: unit vectors over all channels of the last map,
-            then every n-th channel so that as many remain as the text has. These are not
-            renormalised, and not in the joint space: the pool's projection into it is left out.
+        stride: width and height of a patch in pixels.
+        pool: a ResNet's attention pool, with every position as the query (DenseCLIP).
+        projection: weight and bias of the projection into the joint space (MaskCLIP).
+        channel_step: n of the official code, which normalises the trunk's vectors over all
+            channels and keeps every n-th, so that C remain. It does not normalise these again, nor
+            project them into the joint space.
 
     """
 
@@ -70,12 +70,12 @@ class ImageEncoder(nn.Module):
         return self.maps(images)[0]
 
     def maps(self, images: Tensor) -> Maps:
-        """The same, and the trunk's own map."""
+        """Compute features and trunk of (B, 3, H, W) images."""
         trunk: Tensor = self.trunk(images.to(self.dtype)).float()
         return Maps(self.head(trunk), trunk)
 
     def head(self, features: Tensor) -> Tensor:
-        """(B, C', h, w) -> (B, C, h, w)."""
+        """Map the trunk to features: (B, C', h, w) -> (B, C, h, w)."""
         if self.channel_step:
             features = features / features.norm(dim=1, keepdim=True)
             return features[:, ::self.channel_step]
@@ -86,100 +86,101 @@ class ImageEncoder(nn.Module):
         return normalize(features, dim=1)
 
 
-class Positions:
-    """Resizes a learned positional embedding to any grid, and keeps the last one."""
+class PositionResizer:
+    """Resizes a learned positional embedding to any grid, and caches the last one."""
 
     def __init__(self) -> None:
-        self._known: tuple[tuple[Any, ...], Tensor] | None = None
+        self._cached: tuple[tuple[Any, ...], Tensor] | None = None
 
-    def resized(self, learned: Tensor, height: int, width: int) -> Tensor:
-        """(1 + side^2, C) -> (1 + height x width, C) in float32, bicubically in two dimensions."""
-        key = (height, width, learned.device, learned.dtype)
-        known = self._known  # once: other threads may come with another size
-        if known is None or known[0] != key:
-            side = math.isqrt(len(learned) - 1)
-            grid = learned[1:].float().T.reshape(1, -1, side, side)
+    def resize(self, embedding: Tensor, height: int, width: int) -> Tensor:
+        """Interpolate bicubically: (1 + side^2, C) -> (1 + height x width, C) in float32."""
+        signature = (height, width, embedding.device, embedding.dtype)
+        cached = self._cached  # one read: other threads may ask for another size
+        if cached is None or cached[0] != signature:
+            side = math.isqrt(len(embedding) - 1)
+            grid = embedding[1:].float().T.reshape(1, -1, side, side)
             if (height, width) != (side, side):
                 grid = interpolate(grid, (height, width), mode='bicubic', align_corners=False)
-            known = self._known = key, torch.cat([learned[:1].float(), grid.flatten(2)[0].T])
-        return known[1]
+            rows = torch.cat([embedding[:1].float(), grid.flatten(2)[0].T])
+            cached = self._cached = signature, rows
+        return cached[1]
 
 
 class AttentionPool(nn.Module):
     """The attention pool at the end of a CLIP ResNet, in float32, for maps of any size.
 
-    One token for the map's mean and one for every position look at each other. CLIP takes what
-    the mean's token gets, `whole`, for the image; the other tokens' answers, `dense`, lie in the
-    same joint space (they are what DenseCLIP, arXiv 2112.01518, compares with the text). The
-    positional embedding is resized to the map.
+    One token for the map's mean and one for every position attend to each other. CLIP's image
+    embedding is the output of the mean's token; the outputs of the positions lie in the same joint
+    space (DenseCLIP, arXiv 2112.01518, compares them with the text). The positional embedding is
+    resized to the map.
     """
 
-    learned: Tensor
+    positional_embedding: Tensor
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.query, self.key, self.value, self.output = (
             nn.ParameterList(weights[f'attnpool.{name}_proj.{part}'].detach().float()
                              for part in ('weight', 'bias')) for name in 'qkvc')
-        self.register_buffer('learned', weights['attnpool.positional_embedding'].float())
+        self.register_buffer(
+            'positional_embedding', weights['attnpool.positional_embedding'].float())
         self.heads = self.query[0].shape[1] // _HEAD_WIDTH
-        self._positions = Positions()
+        self._positions = PositionResizer()
 
     def whole(self, features: Tensor) -> Tensor:
-        """(B, C', h, w) -> (B, C): CLIP's own output for these maps, of any length.
+        """Pool maps as CLIP does: (B, C', h, w) -> (B, C), not normalised.
 
-        With one query, keys and values of the positions need not be computed: what a head looks
-        for is taken through its key matrix, and what it has seen through its value matrix. That
-        is a fiftieth of the products for a map of RN50.
+        With a single query, the key matrix multiplies the query, and the value matrix the mean
+        under the attention, instead of every position: a fiftieth of the products for RN50.
         """
         tokens = self._tokens(features)
         heads = (self.heads, -1)
         query = linear(tokens[:, 0], *self.query).view(len(tokens), *heads)
-        sought = torch.einsum('bhd,hdc->bhc', query, self.key[0].view(*heads, tokens.shape[2]))
-        # The key's bias adds the same to every position, which softmax does not see.
-        attention = (sought @ tokens.transpose(1, 2) * query.shape[2] ** -0.5).softmax(dim=2)
+        key_query = torch.einsum('bhd,hdc->bhc', query, self.key[0].view(*heads, tokens.shape[2]))
+        # The key's bias adds the same to every position, which leaves softmax as it is.
+        attention = (key_query @ tokens.transpose(1, 2) * query.shape[2] ** -0.5).softmax(dim=2)
         mixed = torch.einsum(
             'bhc,hdc->bhd', attention @ tokens, self.value[0].view(*heads, tokens.shape[2]))
         return linear(mixed.flatten(1) + self.value[1], *self.output)
 
     def dense(self, features: Tensor) -> Tensor:
-        """(B, C', h, w) -> (B, C, h, w): the same with every position as the query."""
+        """Pool with every position as the query: (B, C', h, w) -> (B, C, h, w)."""
         tokens = self._tokens(features)
         query, key, value = (
             linear(x, *projection).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
             for projection, x in (
                 (self.query, tokens[:, 1:]), (self.key, tokens), (self.value, tokens)))
         mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        answers = linear(mixed, *self.output).transpose(1, 2)
-        return answers.reshape(*answers.shape[:2], *features.shape[2:])
+        outputs = linear(mixed, *self.output).transpose(1, 2)
+        return outputs.reshape(*outputs.shape[:2], *features.shape[2:])
 
     def projection(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of values and output, which are linear: one convolution."""
+        """Combine the linear maps of values and output: weight and bias of a 1x1 convolution."""
         return ((self.output[0] @ self.value[0])[:, :, None, None],
                 self.output[0] @ self.value[1] + self.output[1])
 
     def _tokens(self, features: Tensor) -> Tensor:
-        """(B, C', h, w) -> (B, 1 + h x w, C'): the mean first."""
+        """Make tokens, the mean's first: (B, C', h, w) -> (B, 1 + h x w, C')."""
         x = features.flatten(2).transpose(1, 2)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
-        return x + self._positions.resized(self.learned, *features.shape[2:])
+        return x + self._positions.resize(self.positional_embedding, *features.shape[2:])
 
 
 class PatchTransformer(nn.Module):
-    """What a vision transformer of OpenAI's says of every patch, in the joint space.
+    """Dense features of OpenAI's vision transformers, in the joint space.
 
-    MaskCLIP takes the last block's values, projected, instead of its mixing. With mixing it is
-    every patch's token where CLIP itself takes the class token. The positional embedding is
-    resized in two dimensions, bicubically.
+    They are the projected values of the last block's attention (MaskCLIP); with `mixing` its full
+    output at every patch's token, where CLIP itself takes the class token. The positional
+    embedding is resized bicubically.
     """
 
     def __init__(self, vit: Any, *, mixing: bool = False) -> None:
         super().__init__()
         self.vit, self.mixing = vit, mixing
-        self._positions = Positions()
+        self._positions = PositionResizer()
 
     def tokens(self, x: Tensor) -> Tensor:
-        """(B, 1 + N, C), the class token first, -> (B, N, C): what is said of the patches."""
+        """Run the blocks: (B, 1 + N, C), the class token first, -> (B, N, C) of the patches."""
         *blocks, last = self.vit.transformer.resblocks
         x = x.transpose(0, 1)  # CLIP's blocks want the positions first
         for block in blocks:
@@ -200,24 +201,24 @@ class PatchTransformer(nn.Module):
         height, width = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)
         classes = vit.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        positions = self._positions.resized(vit.positional_embedding, height, width)
+        positions = self._positions.resize(vit.positional_embedding, height, width)
         x = torch.cat([classes, x], dim=1) + positions.to(x)
         features: Tensor = vit.ln_post(self.tokens(vit.ln_pre(x))) @ vit.proj
         return features.transpose(1, 2).reshape(len(features), -1, height, width)
 
 
 def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> ImageEncoder:
-    """Dense image encoder in float32, on the CPU, from CLIP weights or `OpenClipWeights`.
+    """Build a dense image encoder in float32 on the CPU, from CLIP weights or `OpenClipWeights`.
 
-    `features` are 'reference', 'maskclip' or 'attnpool'; ConfigError if this architecture has no
-    such, WeightsError if tensors are missing or misshapen.
+    `features` are 'reference', 'maskclip' or 'attnpool'; ConfigError if the architecture has no
+    such features, WeightsError if tensors are missing or misshapen.
     """
     shape = architecture(state_dict)
-    step, rest = divmod(32 * shape.width, shape.embed_dim)
+    step, remainder = divmod(32 * shape.width, shape.embed_dim)
     if isinstance(state_dict, OpenClipWeights) and features != 'maskclip':
         raise ConfigError(f"features: '{features}' is for the models of OpenAI; with open_clip's "
                           'use features: maskclip, their own last attention or head.')
-    if features == 'reference' and (shape.patch is not None or rest):
+    if features == 'reference' and (shape.patch is not None or remainder):
         raise ConfigError(f'features: reference exists for ResNets only, and keeps every n-th of '
                           f'their channels, here {shape.embed_dim} of {32 * shape.width}; with '
                           'this model use features: maskclip.')
@@ -238,7 +239,7 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
             vit = import_clip().model.VisionTransformer(
                 shape.resolution, shape.patch, shape.width, shape.layers,
                 shape.width // _HEAD_WIDTH, shape.embed_dim)
-            vit.load_state_dict(_visual(state_dict), assign=True)
+            vit.load_state_dict(_visual_weights(state_dict), assign=True)
             import_clip().model.convert_weights(vit)  # rounds to half, as their loader
             encoder = ImageEncoder(
                 PatchTransformer(vit, mixing=features == 'attnpool'), shape.patch)
@@ -246,7 +247,7 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
 
 
 def build_attention_pool(state_dict: Mapping[str, Tensor]) -> AttentionPool:
-    """Attention pool alone, in float32, on the CPU; ConfigError if there is none."""
+    """Build the attention pool alone, in float32 on the CPU; ConfigError if there is none."""
     if architecture(state_dict).patch is not None:
         raise ConfigError("scenes: need a ResNet's attention pool, which a vision transformer has "
                           "not; use a ResNet, or scenes: [''].")
@@ -255,16 +256,16 @@ def build_attention_pool(state_dict: Mapping[str, Tensor]) -> AttentionPool:
 
 
 def resnet_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a ResNet's image encoder by their names in it, as its own loader has them.
+    """Select the weights of a ResNet's image encoder, rounded as its own loader does.
 
-    OpenAI's rounds those of convolutions and of the attention pool's projections to half
-    precision, open_clip's does not.
+    OpenAI's loader rounds convolutions and the attention pool's projections to half precision,
+    open_clip's does not.
     """
     exact = isinstance(state_dict, OpenClipWeights)
     return {name: value if exact or not (value.dim() == 4 or '_proj.' in name) else value.half()
-            for name, value in _visual(state_dict).items()}
+            for name, value in _visual_weights(state_dict).items()}
 
 
-def _visual(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _visual_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix('visual.'): value.detach() for key, value in state_dict.items()
             if key.startswith('visual.')}

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A correction of the language depth that was fitted to one camera, and its error bars.
+"""A correction of language depth, fitted to one camera, with error bars.
 
-Depth of a patch is what the words say (eq. 5) x the focal ratio x exp(correction). The correction
-is made of what the network computes anyway, so that it costs a few matrix products:
+Depth of a patch is depth by words (eq. 5) x focal ratio x exp(correction), by kernel ridge
+regression with the Nyström approximation:
 
     correction = bias + kernel . exp(-|p - landmarks|^2 / 2)
 
-with p what a patch and those above and below it look like, see `look`. The logarithm of the
-relative standard deviation is linear in the terms of `spread_terms`; a factor by depth is what
-conformal prediction found to be missing in each decile. `depthclip_ros.calibrate` fits both.
+where p is the embedding of a patch and its neighbours above and below, see `look`. The logarithm
+of the relative standard deviation is linear in `spread_terms`, plus a conformal factor that
+depends on depth. `depthclip_ros.calibrate` fits both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from .camera import CameraModel
-from .config import FORMER, DepthConfig, Size
+from .config import REMOVED_SETTINGS, DepthConfig, Size
 from .errors import CalibrationError, quoted
 from .files import atomic, open_regular, user_path
 from .formats import kind_of
@@ -39,42 +39,39 @@ from .projection import float32
 
 FORMAT = 'depthclip_ros calibration 3'
 SUFFIX = '.safetensors'
-HASH_DIGITS = 16  # of the SHA-256 that stand in the file's name, before the suffix
+HASH_DIGITS = 16  # hex digits of the SHA-256 in the file's name, before the suffix
 
-# The settings that the correction belongs to: with others the network's answers mean other things.
+# Settings that change the inputs of the correction, and so must be those of the fit.
 BOUND = (
     'tokens', 'bins', 'templates', 'temperature', 'features', 'input_height', 'input_width',
     'flip_average', 'upsampling', 'normalization', 'reference_focal',
 )
 SPREAD_TERMS = 9
-# Corrections of log depth beyond it are none; relative standard deviations end at these.
-LARGEST_CORRECTION = 3.0
-SPREADS = 0.01, 2.0
-# Of what a patch looks like, beside the trunk's map: log d, its mean over the image, and the ray's
-# x and y.
-TOLD = 4
-# Weights, in what a patch looks like, of those so many rows above and below it.
-NEIGHBOURS = {1: 0.7, 2: 0.5, 3: 0.5}
+LARGEST_CORRECTION = 3.0  # of log depth
+SPREADS = 0.01, 2.0  # smallest and largest relative standard deviation
+# Number of scalars in a patch's embedding: log d, its mean over the image, the ray's x and y.
+SCALARS = 4
+# Weights in a patch's embedding of its neighbours, by the number of rows above and below it.
+NEIGHBOUR_WEIGHTS = {1: 0.7, 2: 0.5, 3: 0.5}
 
 
 @dataclass(frozen=True)
 class About:
-    """What a calibration was fitted to and how.
+    """Origin of a calibration: recording, model and settings of the fit.
 
     Attributes:
-        source: what it was calibrated on, in words.
+        source: name of the recording, in words.
         variant: 'full', 'scale', or 'none'.
-        frames: how many.
-        blocks: sequences or blocks of time among them.
+        frames: number of frames.
+        blocks: number of sequences, or blocks of time.
         weights: SHA-256 of the network's weights.
         weights_name: as `WeightsInfo.name`.
-        focal_ratio: of its camera, by which depth was multiplied before.
-        config: the settings in `BOUND`, as plain values; of an older file, `FORMER` ones, too.
-        split: the training split of a data set that it was fitted to, in words; '' for any other
-            recording.
-        images: `image_digest` of every image that it was fitted to.
-        camera_known: whether any frame's camera was: else no camera counts afterwards either.
-        precision: in which the network ran; '' where that is not known.
+        focal_ratio: focal ratio of its camera, by which depth was multiplied before the fit.
+        config: settings in `BOUND`, as plain values; in older files `REMOVED_SETTINGS`, too.
+        split: training split of a data set, in words; '' for any other recording.
+        images: `image_digest` of every image of the fit.
+        camera_known: whether any frame had a camera; if not, `rays` ignores cameras.
+        precision: number format of the network; '' in older files.
 
     """
 
@@ -94,19 +91,20 @@ class About:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """A correction and error bars for one camera, checked, on the host.
+    """A correction and error bars for one camera, validated, on the host.
 
     Attributes:
-        about: where it comes from.
+        about: origin.
         arrays: float32, by their names in the file:
             bias ();
-            spread (SPREAD_TERMS,);
-            knots (2, Q): log depth, and the factor there (its logarithm);
-            rays (h, w, 2): of its camera at the patches' centres, z = 1; 0 where none is known;
-            bounds (2, 2): least and greatest x and y of the rays of all cameras that it saw;
-            projection (D, C'), offset (D,), scales (TOLD,): for `look`;
-            landmarks (M, E): as `look` gives them;
-            kernel (M,): what looking like each landmark adds to the correction.
+            spread (SPREAD_TERMS,): coefficients of the log relative standard deviation;
+            knots (2, Q): log depth, and the log of the conformal factor there;
+            rays (h, w, 2): x and y at z = 1 of the camera's rays at the patches' centres, or 0;
+            bounds (2, 2): smallest and largest x and y of the rays of all cameras in the fit;
+            projection (D, C'), offset (D,): main directions of the trunk's map, see `project`;
+            scales (SCALARS,): weights of the scalars in `look`;
+            landmarks (M, E): Nyström landmarks, embeddings of patches;
+            kernel (M,): their coefficients in the correction.
 
     Raises:
         CalibrationError: an array is missing, of a wrong shape, or not finite.
@@ -117,26 +115,27 @@ class Calibration:
     arrays: Mapping[str, NDArray[np.float32]]
 
     def __post_init__(self) -> None:
-        """Check that all is there, finite, and of the shapes that follow from each other."""
+        """Check that all arrays are present and finite, and that their shapes agree."""
         arrays = {name: np.array(values, np.float32, order='C')
                   for name, values in self.arrays.items()}
         object.__setattr__(self, 'arrays', arrays)
         try:
             directions, landmarks = arrays['offset'].size, arrays['kernel'].size
             shapes = {
-                'bias': (), 'spread': (SPREAD_TERMS,), 'bounds': (2, 2), 'scales': (TOLD,),
+                'bias': (), 'spread': (SPREAD_TERMS,), 'bounds': (2, 2), 'scales': (SCALARS,),
                 'knots': (2, max(2, arrays['knots'].shape[-1])),
                 'rays': (*arrays['rays'].shape[:2], 2), 'offset': (directions,),
                 'projection': (directions, arrays['projection'].shape[-1]),
-                'kernel': (landmarks,), 'landmarks': (landmarks, look_size(directions))}
-            wrong = [f'{name} {arrays[name].shape}' for name, shape in shapes.items()
+                'kernel': (landmarks,), 'landmarks': (landmarks, embedding_size(directions))}
+            misfits = [f'{name} {arrays[name].shape}' for name, shape in shapes.items()
                      if arrays[name].shape != shape or not np.isfinite(arrays[name]).all()]
-            if set(arrays) != set(shapes) or wrong or not (np.diff(arrays['knots'][0]) > 0).all():
-                raise ValueError(f'its arrays do not fit each other: {quoted(wrong, 200)}')
-            if set(self.about.config) - set(FORMER) != set(BOUND):
+            ascend = (np.diff(arrays['knots'][0]) > 0).all()
+            if set(arrays) != set(shapes) or misfits or not ascend:
+                raise ValueError(f'its arrays do not fit each other: {quoted(misfits, 200)}')
+            if set(self.about.config) - set(REMOVED_SETTINGS) != set(BOUND):
                 raise ValueError('its settings are not those that it needs')
         except (KeyError, IndexError, ValueError) as error:
-            raise _damaged('what was fitted', error) from error
+            raise _damaged_error('what was fitted', error) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -155,7 +154,7 @@ class Calibration:
             if kind.name != 'safetensors':
                 raise ValueError(f'it is {kind.sentence}')
             arrays = load(content)
-            # Of bytes the library gives no metadata: they are in the header, after its length.
+            # The library gives no metadata of bytes: they are in the header, after its length.
             header = json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])
             values = json.loads(header['__metadata__']['about'])
             if values.get('format') != FORMAT:
@@ -169,15 +168,10 @@ class Calibration:
                 "calibrate` wrote, or '' for none.") from error
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError,
                 msgspec.ValidationError, CalibrationError) as error:
-            raise _damaged(str(path), error) from error
+            raise _damaged_error(str(path), error) from error
 
     def save(self, folder: Path, stem: str) -> Path:
-        """Write it as `stem.HASH.safetensors`, and give that path.
-
-        Raises:
-            OSError: it cannot be written.
-
-        """
+        """Write `stem.HASH.safetensors` into a folder and return its path; may raise OSError."""
         path = folder / f'{stem}.{self.digest[:HASH_DIGITS]}{SUFFIX}'
         with atomic(path) as file:
             file.write(self._content)
@@ -185,54 +179,54 @@ class Calibration:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of its file in hex."""
+        """SHA-256 of the file, in hex."""
         return hashlib.sha256(self._content).hexdigest()
 
     @property
     def _content(self) -> bytes:
-        """The bytes of its file; of the same calibration the same."""
+        """The bytes of the file, reproducible for equal calibrations."""
         from safetensors.numpy import save
         content: bytes = save(
             {name: self.arrays[name] for name in sorted(self.arrays)},
-            # One entry alone: of several the library chooses the order, and so another hash.
+            # One entry, since the library orders several arbitrarily, which changes the hash.
             {'about': json.dumps({'format': FORMAT, **vars(self.about)}, sort_keys=True)})
         return content
 
     @property
     def label(self) -> str:
-        """What everything that shows its depth has to say."""
+        """The notice that must accompany calibrated depth."""
         return f'calibrated on {self.about.source}, no longer zero-shot'
 
     def check(
         self, config: DepthConfig, weights: str, precision: str, grid: Size, width: int,
     ) -> None:
-        """Check that it belongs to a model and a configuration.
+        """Check that the calibration was fitted to a model and a configuration.
 
         Args:
-            config: in force.
+            config: the settings.
             weights: SHA-256 of the weights.
-            precision: in which the network runs. Features in 8 bits are those in float32 but for
-                2 to 5 %, those in other formats but for some thousandths, which do no harm.
+            precision: number format of the network. int8 changes features by 2 to 5 %; the other
+                formats by some thousandths, which is harmless.
             grid: (h, w), number of patches.
             width: C' of the trunk's map.
 
         Raises:
-            CalibrationError: it does not; every difference is named.
+            CalibrationError: it was not; the message names every difference.
 
         """
-        about, seen = self.about, config.to_dict()
+        about, settings = self.about, config.to_dict()
         pairs = {
             'SHA-256 of the weights': (weights, about.weights),
-            **{name: (seen[name], about.config[name]) for name in BOUND},
+            **{name: (settings[name], about.config[name]) for name in BOUND},
             **{f'{name}, which is no setting any more,': (value, about.config.get(name, value))
-               for name, value in FORMER.items()},
+               for name, value in REMOVED_SETTINGS.items()},
             'grid of patches': (grid, self.arrays['rays'].shape[:2]),
             'channels of the trunk': (width, self.arrays['projection'].shape[1]),
-            'scenes': (seen['scenes'], [''])}  # it has bins of its own
+            'scenes': (settings['scenes'], [''])}  # it has bins of its own
         if about.precision and (precision == 'int8') != (about.precision == 'int8'):
             pairs['precision'] = precision, about.precision
-        differences = [f'{name} is {quoted(now)}, it was {quoted(then)}'
-                       for name, (now, then) in pairs.items() if now != then]
+        differences = [f'{name} is {quoted(current)}, it was {quoted(fitted)}'
+                       for name, (current, fitted) in pairs.items() if current != fitted]
         if differences:
             raise CalibrationError(
                 'calibration: it was fitted to another model or configuration (weights '
@@ -242,29 +236,28 @@ class Calibration:
     def rays(
         self, cameras: Sequence[CameraModel | None], *, flip: bool = False,
     ) -> NDArray[np.float32]:
-        """Rays of the patches' centres, from a store of the last ones.
+        """Compute the rays of the patches' centres, clipped to the range of the fit; cached.
 
         Args:
-            cameras: None where it is unknown: it counts as the ones that were calibrated. Rays
-                beyond those count as their outermost.
-            flip: whether the mirrored images follow, which are those of mirrored cameras.
+            cameras: camera of each image; None stands for the camera of the fit.
+            flip: the mirrored images follow, with mirrored cameras.
 
         Returns:
             (N, 2, h, w), x and y at z = 1.
 
         """
-        known = self.about.camera_known
-        rays = np.stack([_rays(self, camera if known else None) for camera in cameras])
+        has_camera = self.about.camera_known
+        rays = np.stack([_patch_rays(self, camera if has_camera else None) for camera in cameras])
         if flip:
             rays = np.concatenate([rays, mirrored_rays(rays)])
         return np.moveaxis(rays, -1, 1)
 
     def view(self, trunk: Tensor) -> Tensor | None:
-        """(N, C', h, w) of the trunk -> (N, h, w, D) in the directions that count, if any does."""
+        """Project the trunk (N, C', h, w) to (N, h, w, D); None without a kernel."""
         if not self.arrays['kernel'].size:
             return None
-        own = _on(self, trunk.device)
-        return project(trunk, own['projection'], own['offset'])
+        arrays = _arrays_on(self, trunk.device)
+        return project(trunk, arrays['projection'], arrays['offset'])
 
     def correct(
         self, weights: Tensor, depth: Tensor, spread: Tensor, view: Tensor | None,
@@ -276,105 +269,104 @@ class Calibration:
             weights: (N, K, h, w), eq. 4.
             depth: (N, h, w) metres by words, eq. 5, without the focal ratio.
             spread: (N, h, w) metres, standard deviation of the bins, likewise.
-            view: (N, h, w, D), as `view` gives it.
-            rays: (N, 2, h, w), as `rays` gives them.
-            ratios: the N focal ratios.
+            view: (N, h, w, D), result of `view`.
+            rays: (N, 2, h, w), result of `rays`.
+            ratios: N focal ratios.
 
         Returns:
             (N, h, w) each: depth and spread in metres, with the focal ratio; and the standard
-            deviation of depth in shares of it.
+            deviation of depth, relative to depth.
 
         """
-        own, directions = _on(self, depth.device), torch.from_numpy(rays)
+        arrays, ray_tensor = _arrays_on(self, depth.device), torch.from_numpy(rays)
         ratio = float32(ratios)[:, None, None]
         language = depth.log()
-        correction = own['bias'].expand_as(depth)
+        correction = arrays['bias'].expand_as(depth)
         if view is not None:
-            seen = look(view, language, directions, own['scales'])
+            embeddings = look(view, language, ray_tensor, arrays['scales'])
             correction = correction + (
-                likeness(seen, own['landmarks']) @ own['kernel']).view_as(depth)
+                likeness(embeddings, arrays['landmarks']) @ arrays['kernel']).view_as(depth)
         correction = correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
         log_depth = language + ratio.log() + correction
-        relative = spread / depth
-        terms = spread_terms(log_depth, correction, weights, relative, directions)
-        unsure = torch.einsum('t,nthw->nhw', own['spread'], terms) + factor(
-            own['knots'], log_depth)
+        spread_ratio = spread / depth
+        terms = spread_terms(log_depth, correction, weights, spread_ratio, ray_tensor)
+        log_stddev_ratio = torch.einsum('t,nthw->nhw', arrays['spread'], terms) + factor(
+            arrays['knots'], log_depth)
         metres = log_depth.exp()
-        return metres, relative * metres, unsure.exp().clamp(*SPREADS)
+        return metres, spread_ratio * metres, log_stddev_ratio.exp().clamp(*SPREADS)
 
 
 @lru_cache(maxsize=8)
-def _on(calibration: Calibration, device: torch.device) -> dict[str, Tensor]:
-    """Its arrays on a device."""
+def _arrays_on(calibration: Calibration, device: torch.device) -> dict[str, Tensor]:
+    """Copy the arrays to a device."""
     return {name: torch.tensor(values, device=device)
             for name, values in calibration.arrays.items()}
 
 
-@lru_cache(maxsize=64)  # rays through a lens take milliseconds
-def _rays(calibration: Calibration, camera: CameraModel | None) -> NDArray[np.float32]:
-    """(h, w, 2) of one image."""
-    own = calibration.arrays['rays']
+@lru_cache(maxsize=64)  # undistorting a lens takes milliseconds
+def _patch_rays(calibration: Calibration, camera: CameraModel | None) -> NDArray[np.float32]:
+    """Compute x and y of the rays of one image's patches: (h, w, 2)."""
+    fitted_rays = calibration.arrays['rays']
     if camera is None:
-        return own
-    rays = camera.patch_rays(*own.shape[:2])[..., :2]
-    rays = np.where(np.isfinite(rays), rays, own)
+        return fitted_rays
+    rays = camera.patch_rays(*fitted_rays.shape[:2])[..., :2]
+    rays = np.where(np.isfinite(rays), rays, fitted_rays)
     return rays.clip(*calibration.arrays['bounds']).astype(np.float32)
 
 
 def image_digest(rgb: NDArray[np.uint8]) -> str:
-    """By what an image of a recording is known again: the beginning of its SHA-256, in hex."""
+    """Compute the fingerprint of a recording's image: the beginning of its SHA-256, in hex."""
     return hashlib.sha256(np.ascontiguousarray(rgb).data).hexdigest()[:HASH_DIGITS]
 
 
 def mirrored_rays(rays: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(..., h, w, 2) rays of the mirrored camera, which takes the mirrored image."""
+    """Mirror rays (..., h, w, 2) as their image is mirrored."""
     return rays[..., ::-1, :] * np.array([-1, 1], np.float32)
 
 
 def project(trunk: Tensor, projection: Tensor, offset: Tensor) -> Tensor:
-    """(N, C', h, w) of the trunk -> (N, h, w, D), its vectors in D directions."""
+    """Project the trunk's vectors on D directions: (N, C', h, w) -> (N, h, w, D)."""
     return torch.einsum('nchw,dc->nhwd', trunk, projection) + offset
 
 
 def look(view: Tensor, language: Tensor, rays: Tensor, scales: Tensor) -> Tensor:
-    """What patches look like: a vector for each, whose distances a Gaussian kernel compares.
+    """Embed patches in the space of the Gaussian kernel, in units of its width: (N h w, E).
 
-    It is the patch's view (N, h, w, D), as `project` gives it; half of its directions (the
-    main ones) once more of the patches above and below, as far as `NEIGHBOURS` says, and beyond
-    the border of its row; and log d (N, h, w), its mean over the image, and the ray's x and y
-    (N, 2, h, w). Scaled so that the kernel's width is one: (N h w, E).
+    An embedding concatenates the patch's view (N, h, w, D) from `project`; the main half of its
+    directions for the neighbours above and below (`NEIGHBOUR_WEIGHTS`; at the border its outermost
+    row); and log d (N, h, w), its mean over the image, and the ray's x and y (N, 2, h, w).
     """
     h, directions = view.shape[1], view.shape[3]
     main, rows = view[..., directions - directions // 2:], torch.arange(h)
-    near = [weight * main[:, (rows + way * far).clamp(0, h - 1)]
-            for far, weight in NEIGHBOURS.items() for way in (-1, 1)]
-    # A patch without features has no depth, and costs no other patch its own.
+    neighbours = [weight * main[:, (rows + sign * distance).clamp(0, h - 1)]
+                  for distance, weight in NEIGHBOUR_WEIGHTS.items() for sign in (-1, 1)]
+    # nanmean: a patch without features has no depth, and must not take the others'.
     mean = language.nanmean(dim=(1, 2), keepdim=True).expand_as(language)
-    told = torch.stack([language, mean, rays[:, 0], rays[:, 1]], dim=-1) * scales
-    return torch.cat([view, *near, told], dim=-1).flatten(0, 2)
+    scalars = torch.stack([language, mean, rays[:, 0], rays[:, 1]], dim=-1) * scales
+    return torch.cat([view, *neighbours, scalars], dim=-1).flatten(0, 2)
 
 
-def likeness(seen: Tensor, landmarks: Tensor) -> Tensor:
-    """(N, E) and (M, E) -> (N, M) of the Gaussian kernel of width one."""
-    halves = 0.5 * landmarks.square().sum(dim=1)
-    exponent = torch.addmm(-halves[None], seen, landmarks.T)
-    exponent -= 0.5 * seen.square().sum(dim=1, keepdim=True)
+def likeness(embeddings: Tensor, landmarks: Tensor) -> Tensor:
+    """Evaluate the Gaussian kernel of width one between (N, E) and (M, E): (N, M)."""
+    half_squares = 0.5 * landmarks.square().sum(dim=1)
+    exponent = torch.addmm(-half_squares[None], embeddings, landmarks.T)
+    exponent -= 0.5 * embeddings.square().sum(dim=1, keepdim=True)
     return exponent.clamp_(max=0.0).exp_()
 
 
 def spread_terms(
     log_depth: Tensor, correction: Tensor, weights: Tensor, spread: Tensor, rays: Tensor,
 ) -> Tensor:
-    """(N, SPREAD_TERMS, h, w): what tells how wrong the depth of a patch may be.
+    """Compute the predictors of the log relative standard deviation: (N, SPREAD_TERMS, h, w).
 
-    One; log depth, and its square; the spread of the bins over their mean; the entropy of their
-    weights; the range of log depth among the neighbours (at edges, a pixel's depth may be that of
-    either side); how much was corrected; the ray's y, and its distance from the axis, squared.
+    1; log depth and its square; the spread of the bins over their mean; the entropy of their
+    weights; the range of log depth among the neighbours (at edges, a pixel may have the depth of
+    either side); the size of the correction; the ray's y, and its squared distance from the axis.
     """
     entropy = torch.special.entr(weights).sum(dim=1)
     depths = log_depth[:, None]
-    highest, lowest = (max_pool2d(side.nan_to_num(-math.inf), 3, 1, 1)
-                       for side in (depths, -depths))
+    highest, lowest = (max_pool2d(values.nan_to_num(-math.inf), 3, 1, 1)
+                       for values in (depths, -depths))
     edges = highest + lowest
     x, y = rays[:, 0], rays[:, 1]
     return torch.stack([
@@ -383,36 +375,36 @@ def spread_terms(
 
 
 def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:
-    """The arrays of no kernel, for a trunk's map of so many channels."""
-    shapes = {'projection': (0, width), 'offset': (0,), 'scales': (TOLD,),
-              'landmarks': (0, look_size(0)), 'kernel': (0,)}
+    """Make the empty arrays of a calibration without a kernel; `width` is C' of the trunk."""
+    shapes = {'projection': (0, width), 'offset': (0,), 'scales': (SCALARS,),
+              'landmarks': (0, embedding_size(0)), 'kernel': (0,)}
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
-def look_size(directions: int) -> int:
-    """E, how long a vector `look` gives for so many directions."""
-    return directions + 2 * len(NEIGHBOURS) * (directions // 2) + TOLD
+def embedding_size(directions: int) -> int:
+    """Compute E, the length of the embeddings of `look`, from D."""
+    return directions + 2 * len(NEIGHBOUR_WEIGHTS) * (directions // 2) + SCALARS
 
 
 def factor(knots: Tensor, log_depth: Tensor) -> Tensor:
-    """Linear between knots (2, Q), and constant beyond the outermost."""
-    places, values = knots
-    widths = places.diff()
+    """Interpolate the log conformal factor: linear between knots (2, Q), constant beyond them."""
+    positions, values = knots
+    widths = positions.diff()
     slopes = values.diff() / widths
-    inside = torch.minimum((log_depth[..., None] - places[:-1]).clamp_min(0), widths)
+    inside = torch.minimum((log_depth[..., None] - positions[:-1]).clamp_min(0), widths)
     interpolated: Tensor = values[0] + torch.matmul(inside, slopes)
     return interpolated
 
 
 def _check_digest(path: Path, content: bytes) -> None:
-    """Compare what a file holds with the SHA-256 in its name, if there is one."""
+    """Verify the content of a file by the SHA-256 in its name, if it has one."""
     named = re.search(rf'\.([0-9a-f]{{{HASH_DIGITS}}})$', path.stem)
     digest = hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
     if named is not None and digest != named[1]:
         raise ValueError(f'its SHA-256 begins with {digest}, its name says {named[1]}')
 
 
-def _damaged(name: str, error: Exception) -> CalibrationError:
+def _damaged_error(name: str, error: Exception) -> CalibrationError:
     return CalibrationError(
         f'calibration: {quoted(name, 200)} is damaged or no calibration: {error}. Copy it once '
         'more, or calibrate again.')

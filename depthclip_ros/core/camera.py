@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .errors import CameraInfoError, quoted
-from .lens import distort, lens_of, undistort
+from .lens import distort, resolve_lens, undistort
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,32 +27,32 @@ if TYPE_CHECKING:
 
     Float64 = NDArray[np.float64]
 
-_CALIBRATE = 'Calibrate the camera again (ros2 run camera_calibration cameracalibrator).'
-_LEAST_FOCAL_LENGTH, _LARGEST_NUMBER = 1e-3, 1e9  # pixels; what is beyond is no camera
-# Rays further aside count as none: a millionth of a degree from 90, and a product with any depth
-# still is a number in float32.
-_FURTHEST_ASIDE = 1e8
-_GRID = 12, 16  # rows and columns at which a lens is looked at
-_FINE_GRID = 48, 64  # and at which its pixels without a ray are counted
-# Of a fisheye whose 180 degrees are a circle in an image of 16:9, it is 0.56.
-_MOST_WITHOUT_RAY = 0.8
-# Distance of the principal point from the middle, in image widths and heights. Lenses are mounted
-# to 0.05, and stereo rectification moves it to 0.1; K of another image size, of 640x480 for
-# 848x480 already, is beyond.
-_OFF_MIDDLE = 0.12
-# What a lens does to distances from the middle, in the mean over the image: a fisheye of 180
-# degrees makes them 0.6 of what they were, a telephoto lens at most 1.2.
-_LENSES = 0.25, 2.0
-_FOCAL_RATIOS = 0.05, 20.0  # of a camera's focal length to that of the words
-_MAX_STRETCH = 0.02  # part by which an image may be stretched without a word
+_RECALIBRATE = 'Calibrate the camera again (ros2 run camera_calibration cameracalibrator).'
+_MIN_FOCAL_LENGTH, _LARGEST_NUMBER = 1e-3, 1e9  # pixels, in a plausible camera_info
+# Largest |x| and |y| of a ray: a millionth of a degree from 90; its product with any depth is
+# finite in float32.
+_MAX_TANGENT = 1e8
+_LENS_GRID = 12, 16  # rows and columns of points that sample a lens
+_FINE_GRID = 48, 64  # likewise, to count pixels without a ray
+# Fraction of the pixels; 0.56 for a fisheye whose 180 degrees are a circle in an image of 16:9.
+_MAX_WITHOUT_RAY = 0.8
+# Distance of the principal point from the middle, in image widths and heights. Mounting moves it
+# by up to 0.05, stereo rectification by 0.1; K of another image size, such as of 640x480 for
+# 848x480, is beyond.
+_MAX_OFF_MIDDLE = 0.12
+# Mean factor by which a lens changes distances from the middle: 0.6 for a fisheye of 180 degrees,
+# at most 1.2 for a telephoto lens.
+_LENS_FACTORS = 0.25, 2.0
+_FOCAL_RATIOS = 0.05, 20.0  # plausible range
+_MAX_STRETCH = 0.02  # relative change of the aspect ratio without a notice
 
 
 class Notice(NamedTuple):
-    """What is peculiar about a camera that is used all the same; to be said once.
+    """Peculiarity of a usable camera, to be logged once.
 
     Attributes:
         condition: short stable key, for throttling.
-        sentence: what was noticed, with numbers, and what to do.
+        sentence: the peculiarity, with numbers, and the remedy.
 
     """
 
@@ -69,14 +69,13 @@ class CameraModel:
         height: Image height in pixels.
         K: (3, 3) intrinsic matrix in pixels.
         D: Distortion coefficients, empty where there is no distortion.
-        distortion_model: 'plumb_bob', 'rational_polynomial', 'equidistant', or '' for none; of
-            the names that ROS knows the one that fits `D`.
-        R: (3, 3) rectification rotation. Carried along and not applied: rays are in the frame of
-            the camera that took the image, as ``CameraInfo`` defines K (raw) and P (rectified
-            images).
+        distortion_model: 'plumb_bob', 'rational_polynomial', 'equidistant', or '' for none: ROS's
+            name for the length of `D`.
+        R: (3, 3) rectification rotation. It is not applied: rays are in the frame of the camera
+            that took the image, as ``CameraInfo`` defines K (raw) and P (rectified images).
         P: (3, 4) projection matrix of the rectified image. Its fourth column (the baseline of a
-            right stereo camera) is not used: rays start at this camera's own centre.
-        notices: What is peculiar about the ``CameraInfo`` that it was read from.
+            right stereo camera) is not used: rays start at this camera's centre.
+        notices: Peculiarities of its ``CameraInfo``.
 
     """
 
@@ -94,12 +93,12 @@ class CameraModel:
         """Read a ``sensor_msgs/CameraInfo``, or anything with its fields.
 
         Binning and region of interest are applied as in ``image_geometry``: the result is the
-        camera of the images that the driver publishes, not of the whole sensor. They are not
-        where K is of the published images already, which its principal point tells. R that is all
-        zero is the identity, and P that is all zero is K. `notices` say so.
+        camera of the images that the driver publishes, not of the whole sensor. If the principal
+        point shows that K is of the published images already, they are not applied, with a
+        notice. All zeros stand for the identity in R, and for K in P, with a notice.
 
         Args:
-            msg: The message. It is not changed, and nothing of it is kept.
+            msg: The message, which stays unchanged.
             rectified: The images are rectified: use P and no distortion. Otherwise use K and D.
 
         Raises:
@@ -110,39 +109,41 @@ class CameraModel:
         """
         K, D, R, P = _numbers(msg)
         notices = _fill_in(K, R, P)
-        used = P[:, :3] if rectified else K
-        _check_matrix('p' if rectified else 'k', used)
-        model, D = ('', D[:0]) if rectified else lens_of(str(msg.distortion_model), D)
+        intrinsics = P[:, :3] if rectified else K
+        _check_matrix('p' if rectified else 'k', intrinsics)
+        model, D = ('', D[:0]) if rectified else resolve_lens(str(msg.distortion_model), D)
         window = _region_of_interest(msg, rectified=rectified)
         binning = max(1, int(msg.binning_x)), max(1, int(msg.binning_y))
         size = window[2] // binning[0], window[3] // binning[1]
         if min(size) < 1:
-            raise _wrong('zero size', (
+            raise _camera_info_error('zero size', (
                 f'size {msg.width}x{msg.height} and binning {binning[0]}x{binning[1]}, which '
                 'leave no pixel'), 'Fill them in in the camera driver (binning 0: none).')
-        shown = _of_window(used, window, binning)
-        if _off_middle(shown, size) > _OFF_MIDDLE:
-            is_shown = _off_middle(used, size) <= _OFF_MIDDLE
-            notices.append(_off_middle_notice(used if is_shown else shown, size, is_shown))
-            if is_shown:
+        windowed = _of_window(intrinsics, window, binning)
+        if _off_middle(windowed, size) > _MAX_OFF_MIDDLE:
+            is_windowed = _off_middle(intrinsics, size) <= _MAX_OFF_MIDDLE
+            notices.append(_off_middle_notice(
+                intrinsics if is_windowed else windowed, size, is_windowed))
+            if is_windowed:
                 window, binning = (0, 0, *window[2:]), (1, 1)
         K, P = (_of_window(matrix, window, binning) for matrix in (K, P))
-        used = P[:, :3] if rectified else K
-        camera = cls(*size, _read_only(used), _read_only(D), model, _read_only(R), _read_only(P))
-        return replace(camera, notices=(*notices, *camera._look_at_lens()))
+        intrinsics = P[:, :3] if rectified else K
+        intrinsics, D, R, P = map(_read_only, (intrinsics, D, R, P))
+        camera = cls(*size, intrinsics, D, model, R, P)
+        return replace(camera, notices=(*notices, *camera._check_lens()))
 
     @classmethod
     def pinhole(
         cls, width: int, height: int, fx: float, fy: float | None = None,
         cx: float | None = None, cy: float | None = None,
     ) -> CameraModel:
-        """Give a camera without distortion.
+        """Make a camera without distortion.
 
         Args:
-            width: of the image in pixels.
-            height: of the image in pixels.
-            fx: focal length in pixels, horizontally.
-            fy: vertically; None: as `fx`.
+            width: width of the image in pixels.
+            height: height of the image in pixels.
+            fx: horizontal focal length in pixels.
+            fy: vertical focal length in pixels; None: `fx`.
             cx: column of the principal point; None: the middle.
             cy: row of the principal point; None: the middle.
 
@@ -158,10 +159,10 @@ class CameraModel:
                    _read_only(np.eye(3)), _read_only(np.column_stack([K, np.zeros(3)])))
 
     def check_size(self, width: int, height: int) -> None:
-        """Check that images of this size are this camera's.
+        """Check that images of this size belong to this camera.
 
         Raises:
-            CameraInfoError: They are not ('size mismatch').
+            CameraInfoError: They do not ('size mismatch').
 
         """
         if (width, height) != (self.width, self.height):
@@ -174,24 +175,24 @@ class CameraModel:
                    '(image_proc does).')))
 
     def scaled(self, width: int, height: int) -> CameraModel:
-        """Give the camera of the same view resized to `width` x `height` pixels.
+        """Make the camera of the same view, resized to `width` x `height` pixels.
 
         K and P are multiplied by the ratio of the sizes, without a half-pixel term, and D and R
         stay, as in image_proc's ResizeNode.
         """
-        scale = np.array([[width / self.width], [height / self.height], [1.0]])
-        return replace(self, width=width, height=height, K=_read_only(self.K * scale),
-                       P=_read_only(self.P * scale))
+        ratios = np.array([[width / self.width], [height / self.height], [1.0]])
+        return replace(self, width=width, height=height, K=_read_only(self.K * ratios),
+                       P=_read_only(self.P * ratios))
 
     def rays(self, u: ArrayLike, v: ArrayLike) -> Float64:
-        """Rays through pixels, distortion undone.
+        """Compute the rays through pixels, without distortion.
 
         Args:
             u: Columns in pixels, any shape.
             v: Rows in pixels, of a shape that broadcasts with that of `u`.
 
         Returns:
-            (..., 3) with z = 1. NaN where no ray in front of the camera ends in that pixel.
+            (..., 3) with z = 1. NaN if no ray in front of the camera ends in that pixel.
 
         """
         u, v = np.broadcast_arrays(np.asarray(u, np.float64), np.asarray(v, np.float64))
@@ -201,7 +202,7 @@ class CameraModel:
         rays = np.ones((u.size, 3))
         rays[:, :2] = undistort(
             self.distortion_model, self.D, np.stack([x, y], axis=-1).reshape(-1, 2))
-        rays[~(np.abs(rays).max(axis=1) < _FURTHEST_ASIDE)] = np.nan
+        rays[~(np.abs(rays).max(axis=1) < _MAX_TANGENT)] = np.nan
         return rays.reshape(*u.shape, 3)
 
     def project(self, points: ArrayLike) -> Float64:
@@ -212,7 +213,7 @@ class CameraModel:
 
         Returns:
             (..., 2) columns and rows in pixels, which may lie outside the image. NaN for a point
-            that is not in front of the camera, or further aside than the distortion model reaches.
+            behind the camera, or at a larger angle than the distortion model covers.
 
         """
         points = np.asarray(points, np.float64)
@@ -223,57 +224,53 @@ class CameraModel:
         return (pixels @ self.K.T)[:, :2].reshape(*points.shape[:-1], 2)
 
     def focal_length(self) -> float:
-        """Focal length of the image, in its widths.
+        """Compute the focal length of the image, in image widths.
 
-        A lens with distortion has another one at every place. This is their mean in the sense in
-        which a thing is shown at the right distance from the middle: fy times the mean, over the
-        image, of that distance over the one without distortion.
+        With distortion it varies over the image. Its mean is fy / width times the mean, over the
+        image, of a pixel's distance from the middle over the distance of its ray without
+        distortion.
 
         Returns:
-            fy / width for a camera without distortion; NaN where the image shows nothing.
+            fy / width for a camera without distortion; NaN if no pixel has a ray.
 
         """
         focal = self.K[1, 1] / self.width
         if not self.distortion_model:
             return float(focal)
-        distances, seen = (
-            np.linalg.norm(camera.rays(*self.centres(*_GRID))[..., :2], axis=-1)
+        distances, pinhole_distances = (
+            np.linalg.norm(camera.rays(*self.centres(*_LENS_GRID))[..., :2], axis=-1)
             for camera in (self, replace(self, D=self.D[:0], distortion_model='')))
-        known = distances > 0.0  # so no NaN either
-        if not known.any():
+        valid = distances > 0.0  # so no NaN either
+        if not valid.any():
             return math.nan
-        return float(focal * np.mean(seen[known] / distances[known]))
+        return float(focal * np.mean(pinhole_distances[valid] / distances[valid]))
 
-    def _look_at_lens(self) -> list[Notice]:
-        """Say which share of the pixels has no ray.
-
-        Raises:
-            CameraInfoError: no lens does that ('impossible lens').
-
-        """
+    def _check_lens(self) -> list[Notice]:
+        """Notice pixels without a ray; CameraInfoError 'impossible lens' if too many have none."""
         factor = self.focal_length() * self.width / self.K[1, 1]
-        share = float(np.mean(np.isnan(self.rays(*self.centres(*_FINE_GRID))[..., 0]))) \
+        fraction = float(np.mean(np.isnan(self.rays(*self.centres(*_FINE_GRID))[..., 0]))) \
             if self.distortion_model else 0.0
-        does = f'd = {quoted(self.D.tolist())} ({self.distortion_model}), which'
-        if share > _MOST_WITHOUT_RAY:
-            raise _wrong('impossible lens', (
-                f'{does} leaves {100 * share:.3g} % of the pixels without a ray; that of a lens '
-                f'leaves at most {100 * _MOST_WITHOUT_RAY:g} %'))
-        if not _LENSES[0] <= factor <= _LENSES[1]:  # nor is NaN, where nothing is seen
-            raise _wrong('impossible lens', (
-                f'{does} makes distances from the middle of the image {factor:.3g} times as long; '
-                f'lenses make them {_LENSES[0]:g} to {_LENSES[1]:g} times as long'))
+        model = f'd = {quoted(self.D.tolist())} ({self.distortion_model}), which'
+        if fraction > _MAX_WITHOUT_RAY:
+            raise _camera_info_error('impossible lens', (
+                f'{model} leaves {100 * fraction:.3g} % of the pixels without a ray; that of a '
+                f'lens leaves at most {100 * _MAX_WITHOUT_RAY:g} %'))
+        if not _LENS_FACTORS[0] <= factor <= _LENS_FACTORS[1]:  # nor is NaN, without any ray
+            raise _camera_info_error('impossible lens', (
+                f'{model} makes distances from the middle of the image {factor:.3g} times as '
+                f'long; lenses make them {_LENS_FACTORS[0]:g} to {_LENS_FACTORS[1]:g} times as '
+                'long'))
         return [Notice('pixels without a ray', (
-            f'camera_info has {does} ends or folds back inside the image: {100 * share:.2g} % of '
-            'the pixels have no ray, and points have holes there. If the image shows something '
-            'there, calibrate with the board near its borders, too.'))] if share else []
+            f'camera_info has {model} ends or folds back inside the image: {100 * fraction:.2g} % '
+            'of the pixels have no ray, and points have holes there. If the image shows something '
+            'there, calibrate with the board near its borders, too.'))] if fraction else []
 
     def patch_rays(self, h: int, w: int) -> NDArray[np.float32]:
-        """Rays through the centres of `h` x `w` patches that tile the image.
+        """Compute the rays through the centres of `h` x `w` patches that tile the image.
 
-        Patch j of w reaches from j*W/w to (j+1)*W/w, measured from the image's left border, which
-        is half a pixel left of the first pixel's centre. So the patch's centre is at column
-        (j+0.5)*W/w - 0.5. (The K of `scaled(w, h)` would miss it by up to half a patch.)
+        Patch j of w covers j*W/w to (j+1)*W/w from the image's left border, which is half a pixel
+        left of the first pixel's centre. So its centre is at column (j+0.5)*W/w - 0.5, up to half
+        a patch from that by the K of `scaled(w, h)`.
 
         Returns:
             (h, w, 3) float32 with z = 1. NaN as in `rays`.
@@ -282,37 +279,36 @@ class CameraModel:
         return self.rays(*self.centres(h, w)).astype(np.float32)
 
     def centres(self, h: int, w: int) -> tuple[Float64, Float64]:
-        """Columns (1, w) and rows (h, 1) of the centres of `h` x `w` patches, in pixels."""
+        """Compute the centres of `h` x `w` patches in pixels: columns (1, w) and rows (h, 1)."""
         u, v = ((np.arange(count) + 0.5) * length / count - 0.5
                 for count, length in ((w, self.width), (h, self.height)))
         return u[None, :], v[:, None]
 
 
 def notices_of(*cameras: CameraModel | None) -> list[str]:
-    """What is peculiar about cameras, a sentence each; once where several share it."""
+    """List the sentences of the cameras' notices, without repetitions."""
     return list(dict.fromkeys(
         notice.sentence for camera in cameras if camera for notice in camera.notices))
 
 
-@lru_cache(maxsize=64)  # with distortion it takes milliseconds, and is wanted for every image
+@lru_cache(maxsize=64)  # with distortion it takes milliseconds, for every image
 def focal_ratio(
     reference: float, camera: CameraModel | None, image: Size, network: Size,
 ) -> float:
-    """By what a camera's focal length makes depth larger than words alone say.
+    """Compute the focal ratio, the factor between depth by words and depth of a camera.
 
-    An image tells angles: what a lens of twice the focal length shows as large is twice as far.
-    Where the image is stretched, things have one focal length across and one down; it is the one
-    down that counts.
+    An object that appears equally large through twice the focal length is twice as far. If the
+    image is stretched, horizontal and vertical focal length differ, and the vertical one counts.
 
     Args:
         reference: focal length that belongs to the words, in widths of the network's input; 0:
-            it does not count.
-        camera: None if it is unknown.
-        image: its (height, width).
+            the ratio is 1.
+        camera: camera of the image, or None.
+        image: (height, width) of the image.
         network: (height, width) of the network's input, to which the image is stretched.
 
     Returns:
-        The camera's focal length over the reference; 1 where one of them is missing.
+        The camera's focal length over the reference; 1 if one of them is missing.
 
     Raises:
         CameraInfoError: the camera is not for images of that size, or has a focal length that
@@ -325,7 +321,7 @@ def focal_ratio(
     stretch = (image[1] / image[0]) / (network[1] / network[0])
     ratio = camera.focal_length() * stretch / reference
     if not _FOCAL_RATIOS[0] <= ratio <= _FOCAL_RATIOS[1]:
-        raise _wrong('unlikely focal length', (
+        raise _camera_info_error('unlikely focal length', (
             f'a focal length by which depth would be multiplied by {ratio:.3g}; lenses make that '
             f'{_FOCAL_RATIOS[0]:g} to {_FOCAL_RATIOS[1]:g}'),
             'Check k, in pixels, and reference_focal, in image widths.')
@@ -333,7 +329,7 @@ def focal_ratio(
 
 
 def stretch_notice(image: Sequence[int], network: Size) -> str:
-    """What to say of images (height, width, …) of another shape than the network; or ''."""
+    """Compose the notice about images (height, width, …) of another shape than the network's."""
     (height, width), (rows, columns) = image[:2], network
     if abs(math.log(width * rows / (height * columns))) <= _MAX_STRETCH:
         return ''
@@ -342,24 +338,24 @@ def stretch_notice(image: Sequence[int], network: Size) -> str:
             'the shape of the image.')
 
 
-def _wrong(condition: str, found: str, remedy: str = _CALIBRATE) -> CameraInfoError:
-    return CameraInfoError(condition, f'camera_info has {found}. {remedy}')
+def _camera_info_error(condition: str, fault: str, remedy: str = _RECALIBRATE) -> CameraInfoError:
+    return CameraInfoError(condition, f'camera_info has {fault}. {remedy}')
 
 
 def _region_of_interest(msg: Any, *, rectified: bool) -> tuple[int, int, int, int]:
-    """Window of the sensor that the images show, in unbinned pixels: x, y, width, height."""
+    """Read the region of interest, in unbinned pixels: x, y, width, height."""
     roi, width, height = msg.roi, int(msg.width), int(msg.height)
     window = int(roi.x_offset), int(roi.y_offset), int(roi.width), int(roi.height)
     if window in ((0, 0, 0, 0), (0, 0, width, height)):
         return 0, 0, width, height
     x, y, roi_width, roi_height = window
     if not (0 < roi_width <= width - x and 0 < roi_height <= height - y):
-        raise _wrong('wrong roi', (
+        raise _camera_info_error('wrong roi', (
             f'a region of interest of {roi_width}x{roi_height} pixels at ({x}, {y}), which is no '
             f'window of its {width}x{height} pixels'),
             'Correct roi in the camera driver (all zeros: the whole image).')
     if rectified and roi.do_rectify:
-        raise _wrong('wrong roi', (
+        raise _camera_info_error('wrong roi', (
             'a region of interest with do_rectify, so the window that the rectified images show '
             'is not in the message'), 'Use the raw images with rectified: false, or set '
             'do_rectify to false in the camera driver.')
@@ -367,36 +363,37 @@ def _region_of_interest(msg: Any, *, rectified: bool) -> tuple[int, int, int, in
 
 
 def _numbers(msg: Any) -> list[Float64]:
-    """Arrays K (3, 3), D, R (3, 3) and P (3, 4) of a message."""
+    """Read the arrays K (3, 3), D, R (3, 3) and P (3, 4) of a message."""
     shapes = {'k': (3, 3), 'd': (-1,), 'r': (3, 3), 'p': (3, 4)}
     arrays = [np.array(getattr(msg, name), dtype=np.float64).reshape(shape)
               for name, shape in shapes.items()]
     for name, values in zip(shapes, arrays, strict=True):
         if not (np.abs(values) <= _LARGEST_NUMBER).all():
-            raise _wrong('not finite', f'{name} = {quoted(values.reshape(-1).tolist())}, with '
-                         f'values that are no numbers, or beyond {_LARGEST_NUMBER:g}')
+            raise _camera_info_error('not finite', (
+                f'{name} = {quoted(values.reshape(-1).tolist())}, with values that are no '
+                f'numbers, or beyond {_LARGEST_NUMBER:g}'))
     return arrays
 
 
 def _fill_in(K: Float64, R: Float64, P: Float64) -> list[Notice]:
-    """Write the identity into an R, and K into a P, that are all zero; many drivers leave them."""
-    filled = []
+    """Fill an R of zeros with the identity and such a P with K, as many drivers require."""
+    zeros = []
     if not R.any():
         R[:] = np.eye(3)
-        filled.append('r')
+        zeros.append('r')
     if not P[:2].any() and K[0, 0]:
         P[:, :3] = K
-        filled.append('p')
+        zeros.append('p')
     return [Notice('zeros', (
-        f'camera_info has {" and ".join(filled)} all zeros: taken are r = the identity and p = '
+        f'camera_info has {" and ".join(zeros)} all zeros: taken are r = the identity and p = '
         '[k | 0], which is right for a camera that is not rectified. Fill them in in the camera '
-        'driver.'))] if filled else []
+        'driver.'))] if zeros else []
 
 
 def _of_window(
     matrix: Float64, window: tuple[int, int, int, int], binning: tuple[int, int],
 ) -> Float64:
-    """K or P of images that show a window of the sensor, binned."""
+    """Convert K or P of the sensor to that of images of a window of it, binned."""
     matrix = matrix.copy()
     matrix[:2, 2] -= window[:2]
     matrix[:2] /= np.reshape(binning, (2, 1))
@@ -404,14 +401,14 @@ def _of_window(
 
 
 def _off_middle(matrix: Float64, size: tuple[int, int]) -> float:
-    """Distance of the principal point from the middle, in image widths and heights."""
+    """Compute the distance of the principal point from the middle, in image widths and heights."""
     return math.hypot(*((matrix[:2, 2] + 0.5) / size - 0.5))
 
 
-def _off_middle_notice(matrix: Float64, size: tuple[int, int], is_shown: bool) -> Notice:
+def _off_middle_notice(matrix: Float64, size: tuple[int, int], is_windowed: bool) -> Notice:
     (cx, cy), (width, height) = matrix[:2, 2], size
     point = f'The principal point of camera_info, ({cx:.1f}, {cy:.1f}),'
-    if is_shown:
+    if is_windowed:
         return Notice('binning or roi applied before', (
             f'{point} is in the middle of the images of {width}x{height} pixels as it is, and '
             'would be far from it with binning and roi applied: they are taken as applied to k '
@@ -426,14 +423,14 @@ def _off_middle_notice(matrix: Float64, size: tuple[int, int], is_shown: bool) -
 
 def _check_matrix(name: str, matrix: Float64) -> None:
     if matrix[0, 0] == 0.0:
-        raise _wrong('all zeros', f'{name}[0] = 0: the camera is not calibrated', (
+        raise _camera_info_error('all zeros', f'{name}[0] = 0: the camera is not calibrated', (
             'Calibrate it (ros2 run camera_calibration cameracalibrator) and give the driver the '
             'file.'))
-    if min(matrix[0, 0], matrix[1, 1]) < _LEAST_FOCAL_LENGTH or [
+    if min(matrix[0, 0], matrix[1, 1]) < _MIN_FOCAL_LENGTH or [
             matrix[1, 0], *matrix[2]] != [0.0, 0.0, 0.0, 1.0]:
-        raise _wrong('wrong matrix', (
+        raise _camera_info_error('wrong matrix', (
             f'{name} = {quoted(matrix.tolist())}, which is no camera matrix '
-            f'[fx 0 cx; 0 fy cy; 0 0 1] with fx and fy of at least {_LEAST_FOCAL_LENGTH:g} '
+            f'[fx 0 cx; 0 fy cy; 0 0 1] with fx and fy of at least {_MIN_FOCAL_LENGTH:g} '
             'pixels'), 'Correct the calibration file.')
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two files of OpenAI's `clip` package that are needed: the networks and the tokenizer.
+"""Two files of OpenAI's `clip` package, run without the rest: the networks and the tokenizer.
 
-The package around them imports torchvision, and with it sympy and torch's compiler: two seconds
-and 200 MiB. And its release on PyPI imports `pkg_resources.packaging`, which current setuptools
-has no longer, OpenAI's main branch `packaging`. So these files are run alone.
+The package imports torchvision, and with it sympy and torch's compiler: two seconds and 200 MiB.
+Its release on PyPI imports `pkg_resources.packaging`, which current setuptools lack, and OpenAI's
+main branch imports `packaging`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _VOCABULARY = 'bpe_simple_vocab_16e6.txt.gz'
 
 
 class ClipPackage:
-    """The parts of OpenAI's package, each run when it is first used; WeightsError if it cannot."""
+    """The two files of OpenAI's package, each run on first use; WeightsError if that fails."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,7 +40,7 @@ class ClipPackage:
         return self._run('simple_tokenizer').SimpleTokenizer(str(self.folder / _VOCABULARY))
 
     def tokenize(self, texts: list[str], context_length: int = 77) -> Any:
-        """Tokens of sentences, (N, context_length) integers; RuntimeError if one is too long."""
+        """Tokenize N sentences: (N, context_length) integers; RuntimeError if one is too long."""
         import torch
         first, last = (self.tokenizer.encoder[f'<|{name}oftext|>'] for name in ('start', 'end'))
         rows = torch.zeros(len(texts), context_length, dtype=torch.int)
@@ -63,7 +63,7 @@ class ClipPackage:
 
 @cache
 def import_clip() -> ClipPackage:
-    """Find OpenAI's `clip`; WeightsError if it is missing, or another of the same name is here."""
+    """Find OpenAI's `clip`; WeightsError if it is missing, or another package has its name."""
     spec = importlib.util.find_spec('clip')
     for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
         if (folder / 'model.py').is_file() and (folder / _VOCABULARY).is_file():
@@ -76,15 +76,15 @@ def import_clip() -> ClipPackage:
 
 @cache
 def tokenizer_digest() -> str:
-    """SHA-256 of the tokenizer's vocabulary."""
+    """Compute the SHA-256 of the tokenizer's vocabulary."""
     return hashlib.sha256((import_clip().folder / _VOCABULARY).read_bytes()).hexdigest()
 
 
 @contextmanager
 def fitting_weights() -> Iterator[None]:
-    """Build a network from weights: in float32, and with a WeightsError where it cannot be.
+    """Build a network within: in float32, with a WeightsError if the weights do not fit.
 
-    Modules take their number format from the process, which for this moment is float32.
+    Modules take their number format from the process, which meanwhile is float32.
     """
     import torch
     dtype = torch.get_default_dtype()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What DepthCLIP computes: every setting and its default, once.
+"""Settings of the depth computation, with their defaults, ranges and descriptions.
 
-How the node is fed and what it sends is `depthclip_ros.messages.config`; both are read from one
-ROS parameter file, by the node and by the offline tools alike.
+`depthclip_ros.messages.config` has the node's inputs and outputs. Node and offline tools read
+both from one ROS parameter file.
 """
 
 from __future__ import annotations
@@ -29,25 +29,24 @@ PAPER_TOKENS = (
     'giant', 'extremely close', 'close', 'not in distance', 'a little remote', 'far', 'unseen',
 )
 PAPER_BINS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
-# (height, width), as everywhere.
-Size = tuple[int, int]
-# Parts of the image's width, after which errors of depth around a point are alike by exp(-1/2).
+Size = tuple[int, int]  # (height, width), as everywhere
+# Image widths over which the correlation of depth errors around a point falls to exp(-1/2).
 ANCHOR_REACH = 0.15
-LEAST_BIN = 1e-3  # metres
-# Settings of earlier versions, and the one value of each that is left.
-FORMER = {'read_out': 'mean', 'smoothing': 0.0}
+MIN_BIN = 1e-3  # metres
+# Removed settings, and the value of each that the code computes with now.
+REMOVED_SETTINGS = {'read_out': 'mean', 'smoothing': 0.0}
 
-_SOME = msgspec.Meta(min_length=1)  # ROS knows no type for a list without elements
-# Types of settings, by their annotations, and what a value must be.
+_NOT_EMPTY = msgspec.Meta(min_length=1)  # ROS knows no type for a list without elements
+# By a field's annotation: the type, and its name in messages.
 _TYPES: dict[str, tuple[Any, str]] = {
     'float': (float, 'a number'), 'int': (int, 'a whole number'), 'bool': (bool, 'true or false'),
     'str': (str, 'a text (quote it)'),
     'tuple[str, ...]': (
-        Annotated[tuple[str, ...], _SOME], 'a list of texts (quote them), one at least'),
+        Annotated[tuple[str, ...], _NOT_EMPTY], 'a list of texts (quote them), one at least'),
     'tuple[float, ...]': (
-        Annotated[tuple[float, ...], _SOME], 'a list of numbers, one at least')}
-# Paths as other programs take them, and what to do about each.
-_NO_PATHS = (
+        Annotated[tuple[float, ...], _NOT_EMPTY], 'a list of numbers, one at least')}
+# Patterns of texts that are no paths, and what is wrong with each.
+_PATH_FAULTS = (
     (r'\$[({]', 'was not replaced, as nothing in a parameter file is; write the path itself'),
     (r'(hf-hub|\w+:/)[:/]', 'is an address, no path; download the file, and give its path'))
 
@@ -57,9 +56,9 @@ def define(
     minimum: float | None = None, maximum: float | None = None, unit: str = '',
     reload: bool = True,
 ) -> Any:
-    """Make a dataclass field that carries its own documentation and range.
+    """Make a dataclass field that carries its documentation and range.
 
-    `reload` says that a change needs the model to be configured again.
+    `reload`: a change requires to configure the model again.
     """
     return field(default=default, metadata={
         'description': description, 'choices': choices, 'minimum': minimum, 'maximum': maximum,
@@ -68,7 +67,7 @@ def define(
 
 
 def describe(setting: dataclasses.Field[Any]) -> str:
-    """One sentence for a parameter descriptor or a table: meaning, unit, choices."""
+    """Compose a sentence for a parameter descriptor or a table: meaning, unit, choices."""
     text: str = setting.metadata['description']
     if setting.metadata['unit']:
         text += f' [{setting.metadata["unit"]}]'
@@ -79,17 +78,17 @@ def describe(setting: dataclasses.Field[Any]) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """What both configurations share: conversion, validation, replacement."""
+    """Base of the configurations: conversion, validation, replacement."""
 
     def __post_init__(self) -> None:
         """Convert every value to its field's type and check it."""
         for setting in dataclasses.fields(self):
             object.__setattr__(
-                self, setting.name, _checked(setting, getattr(self, setting.name)))
+                self, setting.name, _convert(setting, getattr(self, setting.name)))
         self._check()
 
     def _check(self) -> None:
-        """Check what concerns several fields at once."""
+        """Check the fields against each other; MismatchError if they do not fit."""
 
     @classmethod
     @functools.cache  # a node's start asks hundreds of times
@@ -105,9 +104,9 @@ class Settings:
             ConfigError: unknown key, wrong type, or a value out of range.
 
         """
-        unknown = [name for name in values if name not in cls.names()]
-        if unknown:
-            raise ConfigError(unknown_message(unknown, cls.names()))
+        undefined = [name for name in values if name not in cls.names()]
+        if undefined:
+            raise ConfigError(unknown_message(undefined, cls.names()))
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +122,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class DepthConfig(Settings):
-    """What DepthCLIP computes. The defaults are the node's; see `config/nyu_paper.yaml` for NYU.
+    """Settings of DepthCLIP. The defaults are the node's; see `config/nyu_paper.yaml` for NYU.
 
     Tokens, bins, template and temperature are the paper's (§4.2).
     """
@@ -132,7 +131,7 @@ class DepthConfig(Settings):
         PAPER_TOKENS, 'Semantic distance classes, one per depth bin (paper §3.2)', reload=False)
     bins: tuple[float, ...] = define(
         PAPER_BINS, 'Depth of each token, ascending (paper §3.3, d in eq. 5)', unit='m',
-        minimum=LEAST_BIN, maximum=1e4, reload=False)
+        minimum=MIN_BIN, maximum=1e4, reload=False)
     templates: tuple[str, ...] = define(
         ('This object is {}',),
         'Sentences around a token, {} marks its place; their text features are averaged',
@@ -141,7 +140,7 @@ class DepthConfig(Settings):
         0.1, 'Softmax temperature: logits = 100 / temperature x similarity (paper §4.2)',
         minimum=1e-3, maximum=1e3, reload=False)
     backbone: str = define(
-        'RN50', 'CLIP architecture by its OpenAI name; auto: whatever the weights hold; or '
+        'RN50', "CLIP architecture by its OpenAI name; auto: the weights' architecture; or "
                 'open_clip:ARCHITECTURE/TAG (docs/variants.md)')
     features: str = define(
         'reference', "Dense image features: the official code's, MaskCLIP's, or the attention "
@@ -160,27 +159,27 @@ class DepthConfig(Settings):
                     'with aligned corners as the official code, or patch as the paper',
         choices=('centered', 'bilinear', 'patch'), reload=False)
     range_min: float = define(
-        0.0, 'Depth below this is not to be relied on, see out_of_range; 0: no limit', unit='m',
+        0.0, 'Smallest valid depth, see out_of_range; 0: no limit', unit='m',
         minimum=0.0, maximum=1000.0, reload=False)
     range_max: float = define(
-        0.0, 'Depth above this is not to be relied on, see out_of_range; 0: no limit', unit='m',
+        0.0, 'Largest valid depth, see out_of_range; 0: no limit', unit='m',
         minimum=0.0, maximum=1000.0, reload=False)
     out_of_range: str = define(
-        'nan', 'What stands for depth beyond range_min or range_max: that limit, NaN, or -Inf and '
-               '+Inf (REP-117)', choices=('clamp', 'nan', 'inf'), reload=False)
+        'nan', 'Value of depth beyond range_min or range_max: that limit, NaN, or -Inf and +Inf '
+               '(REP-117)', choices=('clamp', 'nan', 'inf'), reload=False)
     reference_focal: float = define(
         0.811, "Focal length to which the words' metres belong, in image widths (NYU's camera: "
-               '0.811): depth is multiplied by the own one over it where camera_info tells it; '
-               '0: never, as the paper', minimum=0.0, maximum=100.0, reload=False)
+               "0.811): depth is multiplied by camera_info's focal length over it; 0: never, as "
+               'the paper', minimum=0.0, maximum=100.0, reload=False)
     calibration: str = define(
         '', 'File that `depthclip calibrate` wrote (.safetensors): depth is corrected to that '
             "recording's, and gets error bars; no longer zero-shot; empty: none", reload=False)
     max_stddev: float = define(
-        0.0, 'Depth with a larger standard deviation becomes NaN, where a calibration tells it; '
-             '0: no limit', unit='m', minimum=0.0, maximum=1000.0, reload=False)
+        0.0, 'Depth with a larger standard deviation, by the calibration, becomes NaN; 0: no '
+             'limit', unit='m', minimum=0.0, maximum=1000.0, reload=False)
     scenes: tuple[str, ...] = define(
-        ('',), "Kinds of scene that an image is sorted into by words, each with bins of its own "
-               "(paper §5); '': none", reload=False)
+        ('',), "Kinds of scene, into which words classify images, each with its bins (paper §5); "
+               "'': none", reload=False)
     scene_templates: tuple[str, ...] = define(
         ('a photo of a {}',),
         'Sentences around a scene, {} marks its place; their text features are averaged',
@@ -192,12 +191,12 @@ class DepthConfig(Settings):
         (0.0,), 'Depth of each token in each scene, one scene after the other; 0 alone: bins in '
                 'all', unit='m', minimum=0.0, maximum=1e4, reload=False)
     scene_entropy: float = define(
-        0.9, 'Entropy of the probabilities of the scenes, as a part of the largest possible, '
-             'beyond which bins count more and more, and at 1 alone', minimum=0.0, maximum=1.0,
+        0.9, 'Normalised entropy of the probabilities of the scenes (1: uniform) above which the '
+             'weight of bins rises from 0, to 1 at an entropy of 1', minimum=0.0, maximum=1.0,
         reload=False)
     scene_memory: float = define(
-        0.8, "Part that the camera's images before have in the probabilities of the scenes; 0: "
-             'none', minimum=0.0, maximum=0.99, reload=False)
+        0.8, "Weight of the camera's previous images in the probabilities of the scenes",
+        minimum=0.0, maximum=0.99, reload=False)
     normalization: str = define(
         'imagenet', "Mean and deviation of the input: imagenet as the official code, or CLIP's; "
                     "open_clip's models have their own",
@@ -241,22 +240,22 @@ class DepthConfig(Settings):
                 'bin per token.')
         if not self.has_scenes or self.scene_bins == (0.0,):
             return
-        wanted = len(self.scenes) * count
-        if len(self.scene_bins) != wanted:
+        expected = len(self.scenes) * count
+        if len(self.scene_bins) != expected:
             raise MismatchError(
                 f'scene_bins: {len(self.scene_bins)} numbers, but {len(self.scenes)} scenes '
-                f'of {count} tokens need {wanted}; give the bins of each scene one after the '
+                f'of {count} tokens need {expected}; give the bins of each scene one after the '
                 'other, or [0.0] for bins in all.')
         for scene, bins in zip(self.scenes, self.bins_of_scenes(), strict=True):
             _check_ascending(f'scene_bins of {quoted(scene)}', bins)
 
     @property
     def has_scenes(self) -> bool:
-        """Whether images are sorted into scenes."""
+        """Whether the settings sort images into scenes."""
         return self.scenes != ('',)
 
     def bins_of_scenes(self) -> tuple[tuple[float, ...], ...]:
-        """Bins of each scene, in metres."""
+        """Split `scene_bins` into the bins of each scene, in metres."""
         if self.scene_bins == (0.0,):
             return (self.bins,) * len(self.scenes)
         count = len(self.tokens)
@@ -269,7 +268,7 @@ class DepthConfig(Settings):
 
     @property
     def depth_span(self) -> tuple[float, float]:
-        """Least and greatest bin that depth can be a mean of, in metres."""
+        """Smallest and largest bin, of all scenes, in metres."""
         partitions = (self.bins, *(self.bins_of_scenes() if self.has_scenes else ()))
         return min(bins[0] for bins in partitions), max(bins[-1] for bins in partitions)
 
@@ -283,69 +282,70 @@ class DepthConfig(Settings):
             node_name: fully qualified or bare name of the node.
 
         Raises:
-            ConfigError: the file is missing or malformed, a setting in it is wrong, or one that
-                is not the core's is named almost as if it were.
+            ConfigError: the file is missing or malformed, a setting in it is invalid, or a name
+                resembles one of the core's.
 
         """
         values = read_parameters(path, node_name)
-        own = {name: value for name, value in values.items()
+        core_values = {name: value for name, value in values.items()
                if name in cls.names() or is_mistaken(name, value, cls.names())}
         try:
-            return cls.from_dict(own)
+            return cls.from_dict(core_values)
         except ConfigError as error:
             raise ConfigError(f'{path}: {error}') from error
 
 
 def _check_ascending(name: str, bins: Sequence[float]) -> None:
-    if bins[0] < LEAST_BIN or any(later <= earlier for earlier, later in pairwise(bins)):
+    if bins[0] < MIN_BIN or any(later <= earlier for earlier, later in pairwise(bins)):
         raise ConfigError(f'{name}: {quoted(list(bins), 200)} must ascend, from '
-                          f'{LEAST_BIN} m on; sort the bins, and the tokens with them.')
+                          f'{MIN_BIN} m on; sort the bins, and the tokens with them.')
 
 
-def is_mistaken(name: str, value: object, known: Sequence[str]) -> bool:
-    """Whether what is no setting was meant as one: it is misspelt, or had an effect formerly."""
-    return bool(nearest(name, known)) or (name in FORMER and value != FORMER[name])
+def is_mistaken(name: str, value: object, valid_names: Sequence[str]) -> bool:
+    """Tell whether an undefined name was meant as a setting: misspelt, or removed."""
+    is_removed = name in REMOVED_SETTINGS and value != REMOVED_SETTINGS[name]
+    return is_removed or bool(nearest(name, valid_names))
 
 
-def unknown_message(unknown: Iterable[object], known: Sequence[str]) -> str:
-    """Say that settings do not exist, what was probably meant, and which there are."""
-    names = sorted(map(str, unknown))
+def unknown_message(undefined: Iterable[object], valid_names: Sequence[str]) -> str:
+    """Compose the message about undefined settings: the nearest valid names, and all of them."""
+    names = sorted(map(str, undefined))
     former = ''.join(
         f'{name} is no setting any more, since it made depth no better (docs/variants.md): '
-        f'remove it, and depth is as with {quoted(FORMER[name])}; '
-        for name in names if name in FORMER)
+        f'remove it, and depth is as with {quoted(REMOVED_SETTINGS[name])}; '
+        for name in names if name in REMOVED_SETTINGS)
     return (f'unknown setting{"s" if len(names) > 1 else ""} {quoted(", ".join(names))}; {former}'
-            f'{did_you_mean(names, known)}known are: {", ".join(known)}.')
+            f'{did_you_mean(names, valid_names)}known are: {", ".join(valid_names)}.')
 
 
-def _plain(value: Any) -> Any:
-    """Python's own numbers, texts and lists for NumPy's, PyTorch's, and paths."""
+def _to_builtin(value: Any) -> Any:
+    """Convert arrays, tensors and paths to Python's numbers, texts and lists."""
     if hasattr(value, 'tolist'):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_to_builtin(item) for item in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _checked(setting: dataclasses.Field[Any], value: Any) -> Any:
-    """Give a value its field's type; refuse what would have to be guessed, or is out of range."""
-    kind, wanted = _TYPES[str(setting.type)]
+def _convert(setting: dataclasses.Field[Any], value: Any) -> Any:
+    """Convert a value to its field's type; ConfigError if it is ambiguous or out of range."""
+    kind, expected = _TYPES[str(setting.type)]
     choices, low, high = (setting.metadata[key] for key in ('choices', 'minimum', 'maximum'))
     if isinstance(value, float) and str(value) in (choices or ()):
         value = str(value)  # ROS takes a nan or inf without quotes for a number
     try:
-        value = msgspec.convert(_plain(value), kind)
+        value = msgspec.convert(_to_builtin(value), kind)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise ConfigError(f'{setting.name}: {quoted(value)} is not {wanted}.') from error
+        raise ConfigError(f'{setting.name}: {quoted(value)} is not {expected}.') from error
     if choices and value not in choices:
         named = ', '.join(filter(None, choices))
         raise ConfigError(f'{setting.name}: {quoted(value)} is none of {named}.')
-    for pattern, wrong in _NO_PATHS if kind is str else ():
+    for pattern, fault in _PATH_FAULTS if kind is str else ():
         if re.match(pattern, value):
-            raise ConfigError(f'{setting.name}: {quoted(value)} {wrong}.')
+            raise ConfigError(f'{setting.name}: {quoted(value)} {fault}.')
     numbers = value if isinstance(value, tuple) else (value,)
     if low is not None and not all(low <= number <= high for number in numbers):  # nor is NaN
         unit = f' {setting.metadata["unit"]}' if setting.metadata['unit'] else ''
-        seen = quoted(list(value) if isinstance(value, tuple) else value)
-        raise ConfigError(f'{setting.name}: {seen}{unit} is outside {low} to {high}{unit}.')
+        text = quoted(list(value) if isinstance(value, tuple) else value)
+        raise ConfigError(f'{setting.name}: {text}{unit} is outside {low} to {high}{unit}.')
     return value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors whose message is all that a user needs: what is wrong, the value seen, what to do."""
+"""Errors whose message names the fault, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from collections.abc import Iterable, Sequence
 
 
 def is_short_of_memory(error: Exception) -> bool:
-    """Whether a GPU has no memory left, as the driver, cuBLAS or cuDNN call it."""
+    """Tell whether a GPU ran out of memory, in the words of its driver, cuBLAS or cuDNN."""
     return bool(re.search(
         'out of memory|ALLOC_FAILED|ALLOCATION_FAILED', str(error), re.IGNORECASE))
 
 
 def quoted(value: object, limit: int = 80) -> str:
-    """A value as messages repeat it: its `repr`, of a long one the beginning and the length."""
+    """Format a value for a message: its `repr`, shortened to `limit` characters."""
     text = repr(value)
     count = len(value if isinstance(value, str) else text)
     return text if len(text) <= limit else f'{text[:limit - 1]}… ({count} characters)'
 
 
-def first_of(texts: Iterable[object], most: int = 3) -> str:
-    """The first of some texts, and how many more there are: 'a, b, c and 4 more'."""
-    every = list(map(str, texts))
-    return ', '.join(every[:most]) + (f' and {len(every) - most} more' if every[most:] else '')
+def first_of(texts: Iterable[object], limit: int = 3) -> str:
+    """List the first `limit` texts and count the rest: 'a, b, c and 4 more'."""
+    items = list(map(str, texts))
+    return ', '.join(items[:limit]) + (f' and {len(items) - limit} more' if items[limit:] else '')
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
-    """The known name that is near to one, whatever its capitals and signs; '' where none is."""
-    plain = {_letters(one): one for one in known}
-    near = difflib.get_close_matches(_letters(str(name)[:80]), plain, n=1, cutoff=0.84)
-    return plain[near[0]] if near else ''
+def nearest(name: object, valid_names: Iterable[str]) -> str:
+    """Find the valid name that a misspelt one resembles, ignoring case and signs; '' for none."""
+    by_letters = {_letters(valid): valid for valid in valid_names}
+    matches = difflib.get_close_matches(_letters(str(name)[:80]), by_letters, n=1, cutoff=0.84)
+    return by_letters[matches[0]] if matches else ''
 
 
-def did_you_mean(names: Iterable[object], known: Sequence[str]) -> str:
-    """'did you mean X, Y? ', or '' where no known name is near to any of these."""
-    near = dict.fromkeys(filter(None, (nearest(name, known) for name in names)))
-    return f'did you mean {", ".join(near)}? ' if near else ''
+def did_you_mean(names: Iterable[object], valid_names: Sequence[str]) -> str:
+    """Suggest the valid names that misspelt ones resemble: 'did you mean X, Y? '; '' for none."""
+    matches = dict.fromkeys(filter(None, (nearest(name, valid_names) for name in names)))
+    return f'did you mean {", ".join(matches)}? ' if matches else ''
 
 
 def _letters(name: str) -> str:
@@ -45,7 +45,7 @@ def _letters(name: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong in other people's code, in one line without a point at its end."""
+    """Describe an exception of another library in one line, without a full stop."""
     return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'.rstrip('.')
 
 
@@ -58,7 +58,7 @@ class ConfigError(DepthClipError):
 
 
 class MismatchError(ConfigError):
-    """Settings that are right each by itself do not fit together."""
+    """Settings are valid one by one, but do not fit together."""
 
 
 class WeightsError(DepthClipError):
@@ -74,14 +74,14 @@ class EngineError(DepthClipError):
 
 
 class BagError(DepthClipError):
-    """A bag is missing, corrupt, of another format, or does not hold what is asked of it."""
+    """A bag is missing, corrupt, of another format, or lacks the requested topics."""
 
 
 class DataError(DepthClipError):
     """One input message cannot be used.
 
     Attributes:
-        condition: short stable key of what is wrong ('wrong step'), for counting and throttling.
+        condition: short stable key of the fault ('wrong step'), for counting and throttling.
 
     """
 

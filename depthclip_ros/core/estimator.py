@@ -22,7 +22,7 @@ from .backbone import AttentionPool, Maps, build_attention_pool, resnet_weights
 from .calibration import Calibration
 from .config import DepthConfig, Size
 from .engine import (
-    current,
+    compute_on,
     release_freed_memory,
     resolve_device,
     resolve_precision,
@@ -39,28 +39,28 @@ from .steps import LoadedSettings
 from .weights import Loaded, cache_folder, load
 from .words import Phrases, cached_features, doubts, phrases_of
 
-KEPT = 16  # sets of words that stay in memory
+TEXT_CACHE_SIZE = 16  # sets of words in memory
 
 _LOGGER = logging.getLogger(__name__)
 
 
-class _Text(NamedTuple):
-    """Text features of some words."""
+class _TextFeatures(NamedTuple):
+    """Text features of K words."""
 
     features: NDArray[np.float32]  # (K, C)
     is_cached: bool  # read from the disk
-    doubts: list[str]  # whether the words are known to the model, and apart
+    doubts: list[str]  # warnings about words that the model does not know or tell apart
 
 
 class DepthEstimator:
-    """DepthCLIP as configured, ready to predict; from several threads, too.
+    """A loaded DepthCLIP model with its settings; several threads may call it.
 
     Attributes:
-        weights: what it runs on (`WeightsInfo`); `weights.trained` is False for random weights,
-            whose depth is meaningless.
-        device: where the network runs.
+        weights: identity of the weights (`WeightsInfo`); `weights.trained` is False for random
+            weights, whose depth is meaningless.
+        device: device of the network.
         precision: the backbone's number format, e.g. 'float32'.
-        engine: what the backbone runs on, e.g. 'oneDNN' (see `engine`).
+        engine: the backbone's runtime, e.g. 'oneDNN' (see `engine`).
         grid: (h, w), number of patches.
         text_cache_hit: whether the text features came from the cache.
 
@@ -75,24 +75,24 @@ class DepthEstimator:
         """Load weights and text features.
 
         Args:
-            config: what to compute.
+            config: the settings.
             weights: official name, 'demo', file, 'untrained', or state dict; None or '' for the
-                official weights of `config.backbone`; or what `weights.load` has returned, which
-                then is not read again for new words, and must stay as it is.
+                official weights of `config.backbone`; or a result of `weights.load`, which is
+                used again for new words and must not change.
             device: auto, cpu, cuda, or cuda:N.
             cache_dir: folder of weights and text features; None or '' for the default.
             offline: forbid downloads.
-            num_threads: CPU threads of torch, for the whole process; 0 for its own choice.
-            log: told what happens, in sentences; those that begin with 'WARNING' matter.
+            num_threads: CPU threads of torch, for the whole process; 0 for torch's default.
+            log: gets a sentence about each step; warnings begin with 'WARNING'.
 
         Raises:
             ConfigError: the configuration does not fit the architecture.
             WeightsError: weights are missing, corrupt, of another architecture, or give features
                 that are not finite.
             DeviceError: the device does not exist.
-            EngineError: the network does not run here, or there is none in 8 bits for
-                `precision: int8` (`quantize` makes it).
-            CalibrationError: the calibration is unusable, or belongs to something else.
+            EngineError: the network does not run here, or the file for `precision: int8` is
+                missing (`quantize` makes it).
+            CalibrationError: the calibration is unusable, or of another model or configuration.
 
         """
         use_threads(num_threads)
@@ -104,19 +104,20 @@ class DepthEstimator:
             offline=offline)
         self.weights, state_dict = self._load()
         self._state_dict: Mapping[str, Tensor] | None = state_dict  # until all is built
-        self._texts: dict[Phrases, _Text] = {}  # the last ones
-        self._calibrations: dict[str, tuple[Any, Calibration]] = {}  # and which file each was
-        self._backbone, self._words_in_log = config.backbone, set[Phrases]()
+        self._texts: dict[Phrases, _TextFeatures] = {}  # the latest TEXT_CACHE_SIZE
+        # By path: inode, time and size of the file, and its content.
+        self._calibrations: dict[str, tuple[Any, Calibration]] = {}
+        self._backbone, self._logged_phrases = config.backbone, set[Phrases]()
         self._pool: AttentionPool | None = None
-        # First, since text encoder and network need not be in memory at once.
-        self.text_cache_hit = self._text_of(phrases_of(config)[0]).is_cached
+        # Before the network, so that text encoder and network are not in memory at once.
+        self.text_cache_hit = self._text_features(phrases_of(config)[0]).is_cached
         self.model = load_model(
             config, state_dict, self.device, dtype, None if dtype != torch.int8 else
             self._quantized_path(config), self.weights.source, log)
         self.engine, self.precision = self.model.engine, self.model.precision
         self.grid = self.model.grid
-        self._checked_on = threading.get_ident()  # the check's run was this thread's first
-        self._put_in_force(self.prepare(config))
+        self._warm_thread = threading.get_ident()  # load_model ran the network here
+        self._activate(self.prepare(config))
         self._state_dict = None
         del state_dict
         release_freed_memory()
@@ -133,7 +134,7 @@ class DepthEstimator:
 
     @property
     def label(self) -> str:
-        """What all that shows calibrated depth has to say; '' for that of words alone."""
+        """The notice that must accompany calibrated depth; '' for depth by words alone."""
         return '' if self.calibration is None else self.calibration.label
 
     @property
@@ -145,73 +146,73 @@ class DepthEstimator:
     # Settings that change on a loaded model -------------------------------------------------
 
     def prepare(self, config: DepthConfig) -> LoadedSettings:
-        """Gather what `reconfigure` needs, so that it costs no time; nothing changes by it.
+        """Load text features and calibration, so that `reconfigure` takes no time.
 
-        Any thread may call it, also while another one predicts. The last words and calibrations
-        are kept. For words that are not in the cache on disk either, the weights are read once
-        more from where they came: to keep the text encoder would cost more memory than all the
-        rest.
+        It changes no setting, and any thread may call it while another one predicts. For words
+        that are cached neither in memory nor on disk it reads the weights again, since the text
+        encoder would take more memory than all the rest.
 
         Args:
-            config: its words, scenes and calibration.
+            config: gives words, scenes and calibration.
 
         Raises:
-            ConfigError: a sentence is longer than the model's context, or two words are one to it.
-            WeightsError: the weights are no longer where they were, or they are others now.
-            CalibrationError: the calibration is unusable, or belongs to another model or
-                configuration.
+            ConfigError: a sentence is longer than the model's context, or two words have the same
+                tokens.
+            WeightsError: the weights have moved or changed.
+            CalibrationError: the calibration is unusable, or of another model or configuration.
 
         """
-        text = [float32(self._text_of(phrases).features) for phrases in phrases_of(config)]
+        text = [float32(self._text_features(phrases).features) for phrases in phrases_of(config)]
         scenic, calibration = config.has_scenes, None
-        if scenic and self._pool is None:  # then it stays: of RN50 it is 59 MB
-            with current(self.device):
+        if scenic and self._pool is None:  # kept from now on: 59 MB for RN50
+            with compute_on(self.device):
                 self._pool = self.model.encoder.pool or build_attention_pool(
-                    self._tensors()).to(self.device)
+                    self._read_tensors()).to(self.device)
         if config.calibration:
-            calibration = self._calibration_of(config.calibration)
+            calibration = self._load_calibration(config.calibration)
             calibration.check(config, self.weights.digest, self.precision, self.grid,
                               self.model.channels)
         return LoadedSettings(
             config, text[0].to(self.device), float32(config.bins), calibration,
             self._pool if scenic else None, text[-1], float32(config.bins_of_scenes()))
 
-    def _calibration_of(self, path: str) -> Calibration:
-        """Read a calibration; one that is in use may be removed, and one that is new counts."""
+    def _load_calibration(self, path: str) -> Calibration:
+        """Read a calibration if its file is new; a removed file's content stays in use."""
         try:
             status = files.user_path(path).stat()
-            file = status.st_ino, status.st_mtime_ns, status.st_size
+            file_version = status.st_ino, status.st_mtime_ns, status.st_size
         except OSError:
-            file = None
-        known = self._calibrations.get(path)
-        if known is None or file not in (None, known[0]):
-            known = self._calibrations[path] = file, Calibration.load(path)
-        return known[1]
+            file_version = None
+        cached = self._calibrations.get(path)
+        if cached is None or file_version not in (None, cached[0]):
+            cached = self._calibrations[path] = file_version, Calibration.load(path)
+        return cached[1]
 
-    def _text_of(self, phrases: Phrases) -> _Text:
+    def _text_features(self, phrases: Phrases) -> _TextFeatures:
         text = self._texts.get(phrases)
         if text is None:
-            with current(self.device):
+            with compute_on(self.device):
                 features, is_cached = cached_features(
                     phrases, self._folder / 'text', self._backbone, self.weights.digest,
-                    self._tensors, self._log)
-                text = _Text(features, is_cached, doubts(
-                    phrases, features, self._tensors, thorough=not is_cached))
-        # The last ones are at the end. A dict is replaced as a whole, for any thread to read.
-        others = [pair for pair in self._texts.items() if pair[0] != phrases]
-        self._texts = dict([*others[1 - KEPT:], (phrases, text)])
+                    self._read_tensors, self._log)
+                text = _TextFeatures(features, is_cached, doubts(
+                    phrases, features, self._read_tensors, thorough=not is_cached))
+        # The latest are at the end. The dict is replaced as a whole, for other threads.
+        older = [pair for pair in self._texts.items() if pair[0] != phrases]
+        self._texts = dict([*older[1 - TEXT_CACHE_SIZE:], (phrases, text)])
         return text
 
-    def _put_in_force(self, settings: LoadedSettings) -> None:
-        """Let settings count from now on, and say once what is to be doubted of their words."""
+    def _activate(self, settings: LoadedSettings) -> None:
+        """Put settings in force, and log the doubts about their words once."""
         self._settings = settings
         for phrases in phrases_of(settings.config):
-            for doubt in () if phrases in self._words_in_log else self._text_of(phrases).doubts:
-                self._log(f'WARNING: {phrases.setting}: {doubt}')
-            self._words_in_log.add(phrases)
+            if phrases not in self._logged_phrases:
+                for doubt in self._text_features(phrases).doubts:
+                    self._log(f'WARNING: {phrases.setting}: {doubt}')
+                self._logged_phrases.add(phrases)
 
-    def _tensors(self) -> Mapping[str, Tensor]:
-        """The weights, read again if they are here no more."""
+    def _read_tensors(self) -> Mapping[str, Tensor]:
+        """Return the weights, read again if they are no longer in memory."""
         if self._state_dict is not None:
             return copy(self._state_dict)
         info, state_dict = self._load()
@@ -223,15 +224,15 @@ class DepthEstimator:
         return state_dict
 
     def reconfigure(self, config: DepthConfig) -> None:
-        """Change what needs no loading: all settings without `reload` in their metadata.
+        """Change the settings that need no loading: those without `reload` in their metadata.
 
-        What is being predicted meanwhile, on another thread, keeps the settings it began with.
+        A prediction that runs on another thread completes with the settings it began with.
 
         Args:
             config: the new settings.
 
         Raises:
-            ConfigError: a setting differs that needs a new estimator, or a sentence is too long.
+            ConfigError: a changed setting needs a new estimator, or a sentence is too long.
             WeightsError: as `prepare`.
             CalibrationError: as `prepare`.
 
@@ -241,33 +242,32 @@ class DepthEstimator:
         if changed:
             raise ConfigError(f'{", ".join(changed)}: cannot change on a loaded model; build a '
                               'new estimator.')
-        self._put_in_force(self.prepare(config))
+        self._activate(self.prepare(config))
 
     def warm_up(self, largest_batch: int = 1) -> None:
-        """Run a known image, so that no real batch is the slow one.
+        """Run the known image, so that no real batch pays for the initialisation.
 
-        Call it on the thread that will predict: libraries prepare themselves for each thread. The
-        best is to load there too, since loading runs the network at the real size.
+        Call it on the thread that will predict, since libraries initialise for each thread. On
+        a CPU the thread that loaded the model has done so, since loading runs the network.
 
         Args:
-            largest_batch: up to which every number of images is run, where something is prepared
-                for each: a graph on a GPU, or oneDNN's.
+            largest_batch: on a GPU, every batch size up to it gets a CUDA graph.
 
         """
         trunk = self.model.encoder.trunk
         graphed = trunk if isinstance(trunk, engine.GraphedTrunk) else None
-        if graphed is None and threading.get_ident() == self._checked_on:
+        if graphed is None and threading.get_ident() == self._warm_thread:
             return
         image = (50 * engine.known_image(self.config.input_size)[0] + 128).clamp_(0, 255).byte()
-        known = image.permute(1, 2, 0).numpy()
+        rgb = image.permute(1, 2, 0).numpy()
         for count in range(1, (1 if graphed is None else largest_batch) + 1):
             if graphed is not None:
                 self._capture(graphed, count * (1 + self.config.flip_average))
-            self.predict([known] * count)
+            self.predict([rgb] * count)
 
     def _capture(self, trunk: engine.GraphedTrunk, count: int) -> None:
         try:
-            with current(self.device):
+            with compute_on(self.device):
                 trunk.capture(count)
         except (RuntimeError, EngineError) as error:
             self._log(f'WARNING: no CUDA graph of {count} images here ({reason(error)}); such '
@@ -290,7 +290,7 @@ class DepthEstimator:
         """Estimate depth.
 
         Args:
-            images: (H, W, 3) uint8 RGB, or a `CameraImage` with what else is known of it; or
+            images: (H, W, 3) uint8 RGB, or a `CameraImage` with camera, anchor and scene; or
                 several of any sizes, which go through the network as one batch.
             size: (height, width) of `depth`; None for each image's own.
 
@@ -299,27 +299,30 @@ class DepthEstimator:
 
         Raises:
             ImageError: an image has another shape or type.
-            CameraInfoError: a camera is not for images of that size, or shows nothing.
+            CameraInfoError: a camera is for another image size, or its image has no rays.
 
         """
         if isinstance(images, str) or not isinstance(images, Sequence):
             return self.predict([images], size)[0]
         if not images:
             return []
-        batch = [one if isinstance(one, CameraImage) else CameraImage(one) for one in images]
+        batch = [image if isinstance(image, CameraImage) else CameraImage(image)
+                 for image in images]
         settings = self._settings  # one read: they change as a whole
         config, calibration = settings.config, settings.calibration
-        with current(self.device):
+        with compute_on(self.device):
             maps = self.model.maps([image.rgb for image in batch], flip=config.flip_average)
             ratios = steps.focal_ratios(config, calibration, batch)
-            answer = steps.answer(settings, maps, [image.scene for image in batch])
-            depth, adjustments = steps.anchor(
-                steps.correct(answer, calibration, batch, ratios), batch, config.upsampling)
-            return steps.finish(config, answer, depth, adjustments, ratios, batch, size)
+            language = steps.language_depth(settings, maps, [image.scene for image in batch])
+            depth, adjustments = steps.anchor_depth(
+                steps.correct_depth(language, calibration, batch, ratios), batch,
+                config.upsampling)
+            return steps.make_predictions(
+                config, language, depth, adjustments, ratios, batch, size)
 
     @torch.inference_mode()
     def maps(self, images: Sequence[Rgb]) -> Maps:
-        """Run the image encoder (section 3.1 of the paper), for those who go on by themselves.
+        """Run the image encoder alone (section 3.1 of the paper).
 
         Args:
             images: each (H, W, 3) uint8 RGB, at least one. With `flip_average`, mirrored ones
@@ -329,37 +332,37 @@ class DepthEstimator:
             ImageError: an image has another shape or type.
 
         """
-        with current(self.device):
+        with compute_on(self.device):
             return self.model.maps(images, flip=self.config.flip_average)
 
     def _quantized_path(self, config: DepthConfig) -> Path:
-        """Where the network in 8 bits is kept."""
-        return int8.path_of(
+        """Path of the network in 8 bits in the cache."""
+        return int8.cache_path(
             self._folder, self.weights.digest, config.input_size, config.normalization)
 
     @torch.inference_mode()
     def quantize(self, pictures: Sequence[Rgb]) -> Path:
-        """Make the network in 8 bits, and keep it where `precision: int8` looks for it.
+        """Quantise the network to 8 bits, into the file that `precision: int8` reads.
 
         Args:
-            pictures: what it is to be right on, each (H, W, 3) uint8 RGB, as the camera gives
-                them; two dozen are enough.
+            pictures: images of the camera, each (H, W, 3) uint8 RGB, over which the ranges of the
+                network's maps are measured; two dozen are enough.
 
         Returns:
-            The file.
+            Path of the file.
 
         Raises:
-            EngineError: its features are wrong, or ONNX Runtime is missing.
-            ImageError: a picture has another shape or type, or there is none.
-            WeightsError: the weights are no longer where they were, or they are others now.
+            EngineError: its features differ too much, or ONNX Runtime is missing.
+            ImageError: a picture has another shape or type, or the list is empty.
+            WeightsError: the weights have moved or changed.
             OSError: the file cannot be written.
 
         """
         if not pictures:
             raise ImageError('no picture', 'there is no picture to be right on; give two dozen.')
         path = self._quantized_path(self.config)
-        network = FoldedResNet(resnet_weights(self._tensors()))
+        network = FoldedResNet(resnet_weights(self._read_tensors()))
         images = [self.model.preprocess([rgb]).cpu() for rgb in pictures]
         with files.atomic(path) as file:
-            file.write(int8.make(network, images))
+            file.write(int8.build(network, images))
         return path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are whole or not there at all, and paths that a user wrote."""
+"""Files that are complete or absent, and paths that a user wrote."""
 
 from __future__ import annotations
 
@@ -17,26 +17,23 @@ from typing import BinaryIO
 
 from .errors import ConfigError, first_of, quoted
 
-_LONGEST = 255  # bytes of a file's name, on nearly all file systems
+_NAME_LIMIT = 255  # bytes of a file's name, on nearly all file systems
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file that gets its name when it is complete and on the disk, or never.
+    """Open a binary file for an atomic write: `path` appears when the file is on the disk.
 
-    Its folder is made. Until the end it has a temporary name beside `path`, which any error
-    removes; what a killed process left goes when the same file is written an hour later.
-
-    Raises:
-        OSError: it cannot be written, e.g. the disk is full.
-
+    Makes the folder. The data goes to a temporary file beside `path`, which any error removes;
+    the leftover of a killed process goes when the same file is written an hour later. OSError: the
+    file cannot be written, e.g. the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f'.{path.name[:40]}.'  # names are at most 255 bytes long
-    for left in path.parent.glob(f'{escape(prefix)}*.part'):
+    prefix = f'.{path.name[:40]}.'  # below _NAME_LIMIT, whatever the name
+    for leftover in path.parent.glob(f'{escape(prefix)}*.part'):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > 3600:  # nobody writes so long without a write
-                left.unlink()
+            if time.time() - leftover.stat().st_mtime > 3600:  # its writer is gone
+                leftover.unlink()
     part = path.with_name(f'{prefix}{secrets.token_hex(8)}.part')
     try:
         with part.open('xb') as file:
@@ -49,24 +46,20 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_new(files: Iterable[Path], option: str = '-o') -> None:
-    """Refuse to write what is there already; `option` of the command line chooses another place.
+    """Refuse to overwrite files; `option` of the command line chooses another place.
 
-    Raises:
-        ConfigError: a file or a folder is there, or a link to nothing; says which.
-
+    ConfigError: a file, folder or dangling link of that name exists.
     """
-    there = [file for file in files if file.exists() or file.is_symlink()]
-    if there:
-        raise ConfigError(f'{first_of(there)}: there already, and not overwritten. Remove what is '
-                          f'no longer needed, or choose another place with {option}.')
+    existing = [file for file in files if file.exists() or file.is_symlink()]
+    if existing:
+        raise ConfigError(f'{first_of(existing)}: there already, and not overwritten. Remove what '
+                          f'is no longer needed, or choose another place with {option}.')
 
 
 def numbered_folder(folder: Path) -> Path:
-    """Make a folder; where one of that name is there, with the first free number: NAME_2.
+    """Make a folder, with the first free number after its name if the name exists: NAME_2.
 
-    Raises:
-        ConfigError: it cannot be made.
-
+    ConfigError: the folder cannot be made.
     """
     names = chain([folder.name], (f'{folder.name}_{number}' for number in count(2)))
     for path in map(folder.with_name, names):
@@ -84,26 +77,26 @@ def numbered_folder(folder: Path) -> Path:
 
 
 def printable(path: str | Path) -> str:
-    """A path, or a text with one, that can be written anywhere: U+FFFD stands for no UTF-8."""
+    """Replace by U+FFFD what is no UTF-8 in a path or text, so that any stream can print it."""
     return re.sub('[\ud800-\udfff]', '\ufffd', str(path))
 
 
-def shortened(name: str, room: int) -> str:
-    """The beginning of a file's name that leaves `room` bytes of what a name may have."""
-    while len(os.fsencode(name)) > _LONGEST - room:
+def shortened(name: str, reserve: int) -> str:
+    """Cut a file's name so that `reserve` bytes remain below the limit of file systems."""
+    while len(os.fsencode(name)) > _NAME_LIMIT - reserve:
         name = name[:-1]
     return name
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading; OSError instead of waiting where it is a pipe or a device."""
+    """Open a regular file for reading; OSError for a pipe or device, which would block."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, 'it is a folder, a pipe or a device, not a file')
     return path.open('rb')
 
 
 def user_path(text: str | Path) -> Path:
-    """Path as a user wrote it, with ~ expanded; OSError where it can be the name of no file."""
+    """Expand ~ in a path that a user wrote; OSError if no file can have that name."""
     if '\0' in str(text):
         raise OSError(errno.EINVAL, 'a path cannot hold a NUL character')
     path = Path(text)
@@ -116,7 +109,7 @@ def user_path(text: str | Path) -> Path:
 
 
 def named_path(path: str, option: str = '-o') -> Path:
-    """A path that `option` gives; ConfigError where it can be the name of no file."""
+    """Expand the path that `option` gives; ConfigError if no file can have that name."""
     try:
         return user_path(path)
     except OSError as error:
@@ -124,12 +117,7 @@ def named_path(path: str, option: str = '-o') -> Path:
 
 
 def output_folder(path: str, option: str = '-o') -> Path:
-    """Make the folder for results, which `option` of the command line chooses.
-
-    Raises:
-        ConfigError: it cannot be written.
-
-    """
+    """Make the folder for results, which `option` chooses; ConfigError if it is not writable."""
     folder = named_path(path, option)
     try:
         folder.mkdir(parents=True, exist_ok=True)

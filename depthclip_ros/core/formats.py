@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file is by its first bytes, whatever it is called: errors say that instead of "damaged".
-
-Names of formats are for the code that reads them; the sentence says what a file is, and what makes
-it readable.
-"""
+"""File formats by their first bytes (signatures), so that errors name the format and a remedy."""
 
 from __future__ import annotations
 
@@ -17,15 +13,15 @@ from typing import BinaryIO, NamedTuple
 from .errors import first_of
 from .files import open_regular
 
-HEAD = 4096  # bytes that are looked at
+HEAD = 4096  # bytes that are read
 
 
 class FileKind(NamedTuple):
     """Format of a file.
 
     Attributes:
-        name: short, as 'png', 'safetensors', 'torch', 'web page'; '' where it is not known.
-        sentence: what it is and what to do about it, as the end of "PATH is …".
+        name: short, for code: 'png', 'safetensors', 'torch', 'web page'; '' if unidentified.
+        sentence: for users: format and remedy, as the end of "PATH is …".
 
     """
 
@@ -38,11 +34,11 @@ _UNPACK = 'unpack it, and give the file in it'
 _CONVERT = 'convert it to PNG or JPEG'
 _ARRAYS = 'save its arrays in a format that is read here'
 _TABLE = 'save what is in it as files'
-_AGAIN = 'copy or download it again'
-_VIDEO = 'depthclip demo --video PATH reads it'
-_BAG = 'give it to a command that reads bags'
-# Names of formats, what they are called in sentences, what to do, and how their files begin.
-_KINDS: tuple[tuple[str, str, str, bytes], ...] = (
+_COPY_AGAIN = 'copy or download it again'
+_GIVE_TO_DEMO = 'depthclip demo --video PATH reads it'
+_GIVE_TO_BAGS = 'give it to a command that reads bags'
+# Name of the format, its description in sentences, the remedy, and the signature of its files.
+_FORMATS: tuple[tuple[str, str, str, bytes], ...] = (
     ('png', 'a PNG picture', '', rb'\x89PNG\r\n\x1a\n'),
     ('jpeg', 'a JPEG picture', '', rb'\xff\xd8\xff'),
     ('gif', 'a GIF picture', '', rb'GIF8[79]a'),
@@ -63,7 +59,7 @@ _KINDS: tuple[tuple[str, str, str, bytes], ...] = (
     ('pdf', 'a PDF document', _CONVERT, rb'%PDF-'),
     ('pfm', 'a PFM file of floating point, as depth maps and disparities have', 'give a picture',
      rb'P[Ff]\s'),
-    ('video', 'a video', _VIDEO, rb'.{4}(ftyp|moov|mdat)|\x1a\x45\xdf\xa3|RIFF.{4}AVI '),
+    ('video', 'a video', _GIVE_TO_DEMO, rb'.{4}(ftyp|moov|mdat)|\x1a\x45\xdf\xa3|RIFF.{4}AVI '),
     ('npy', "an array of NumPy's (.npy)", _ARRAYS, rb'\x93NUMPY'),
     ('hdf5', 'an HDF5 file', _ARRAYS, rb'\x89HDF\r\n\x1a\n'),
     ('matlab', "a file of MATLAB's", _ARRAYS, rb'MATLAB [57]\.'),
@@ -82,32 +78,34 @@ _KINDS: tuple[tuple[str, str, str, bytes], ...] = (
     ('tar', 'a tar archive', _UNPACK, rb'.{257}ustar'),
     ('parquet', 'a Parquet table', _TABLE, rb'PAR1'),
     ('arrow', 'an Arrow table', _TABLE, rb'ARROW1'),
-    ('mcap', 'a bag (mcap)', _BAG, rb'\x89MCAP0\r\n'),
-    ('sqlite', 'a database of SQLite, as bags are', _BAG, rb'SQLite format 3\0'),
+    ('mcap', 'a bag (mcap)', _GIVE_TO_BAGS, rb'\x89MCAP0\r\n'),
+    ('sqlite', 'a database of SQLite, as bags are', _GIVE_TO_BAGS, rb'SQLite format 3\0'),
     ('rosbag', 'a bag of ROS 1', 'convert it with rosbags-convert', rb'#ROSBAG V'),
     ('pickle', 'pickled objects of Python', '', rb'\x80[\x02-\x05]'),
     ('web page', 'a web page: its server answered with a page (a login, a licence, an error)',
      'open the address in a browser',
      rb'(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype html|html|head|body)'),
-    ('zeros', 'zeros from its beginning', f'it was not written to its end, so {_AGAIN}', rb'\0+$'),
-    ('empty', 'empty (0 bytes)', _AGAIN, rb'$'),
+    ('zeros', 'zeros from its beginning', f'it was not written to its end, so {_COPY_AGAIN}',
+     rb'\0+$'),
+    ('empty', 'empty (0 bytes)', _COPY_AGAIN, rb'$'),
 )
-_STARTS = tuple((re.compile(start, re.DOTALL | re.IGNORECASE), name, f'{called}: {remedy}'.rstrip(
-    ': ')) for name, called, remedy, start in _KINDS)
+_SIGNATURES = tuple(
+    (re.compile(start, re.DOTALL | re.IGNORECASE), name, f'{description}: {remedy}'.rstrip(': '))
+    for name, description, remedy, start in _FORMATS)
 
 
 def kind_of(file: BinaryIO | bytes | Path) -> FileKind:
-    """Look at the first bytes of a file, and at the list of contents of a zip.
+    """Identify the format of a file by its first bytes, or by the list of contents of a zip.
 
     Args:
-        file: its path; its bytes; or open for reading, and then left at its beginning. One that
-            cannot be opened is 'unreadable'.
+        file: path, bytes, or a seekable stream, which is rewound. A path that cannot be opened
+            is of the kind 'unreadable'.
 
     """
     if isinstance(file, Path):
         try:
-            with open_regular(file) as opened:
-                return kind_of(opened)
+            with open_regular(file) as stream:
+                return kind_of(stream)
         except OSError as error:
             return FileKind('unreadable', f'unreadable: {error.strerror}')
     if isinstance(file, bytes):
@@ -117,10 +115,10 @@ def kind_of(file: BinaryIO | bytes | Path) -> FileKind:
     head = file.read(HEAD)
     if head.startswith(b'PK\3\4'):
         kind = _zip_kind(file)
-    elif head[8:9] == b'{' and not any(head[4:8]):  # the length of its header is first
+    elif head[8:9] == b'{' and not any(head[4:8]):  # after the length of its header
         kind = FileKind('safetensors', 'a .safetensors file')
     else:
-        kind = next((FileKind(name, sentence) for start, name, sentence in _STARTS
+        kind = next((FileKind(name, sentence) for start, name, sentence in _SIGNATURES
                      if start.match(head)), None) or _text_kind(head, size)
     if kind.name == 'git-lfs pointer' and (length := re.search(rb'\nsize (\d+)', head)):
         kind = kind._replace(sentence=kind.sentence.replace(
@@ -150,7 +148,7 @@ def _zip_kind(file: BinaryIO) -> FileKind:
             names = archive.namelist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
         return FileKind('broken zip', 'a zip archive (as PyTorch writes) without its end: '
-                        f'truncated, so {_AGAIN}')
+                        f'truncated, so {_COPY_AGAIN}')
     ends = {name.partition('/')[2] for name in names}
     if 'constants.pkl' in ends and any(end.startswith('code/') for end in ends):
         return FileKind('torchscript', 'TorchScript, which is a program: where you trust it, save '

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image, and what is known of it. Needs no torch."""
+"""An image with its camera, anchor and previous scene. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .config import Size
     from .words import Scene
 
-    # (h, w) depth of the patches in metres, (h, w) its standard deviation in metres or None,
-    # (H, W) of the image, and `upsampling` -> what becomes of it. Asked once, before limits.
+    # (h, w) depth of the patches [m], (h, w) its standard deviation [m] or None, (H, W) of the
+    # image, `upsampling` -> the adjustment of depth. Called once per image, before range limits.
     Anchor = Callable[['Metres', 'Metres | None', Size, str], Adjustment]
 
 Rgb = NDArray[np.uint8]
@@ -27,14 +27,13 @@ Metres = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class CameraImage:
-    """One image, and what is known of it.
+    """An image with its camera, anchor and previous scene.
 
     Attributes:
-        rgb: (H, W, 3) uint8. One that is not of the network's size is resized to it, whatever its
-            aspect ratio.
-        camera: that took it; its focal length counts as `reference_focal` says.
-        anchor: what knows the scale of its depth.
-        scene: of the same camera's image before, of which `scene_memory` keeps a part.
+        rgb: (H, W, 3) uint8. It is stretched to the network's input size.
+        camera: the camera that took it; its focal length scales depth, see `reference_focal`.
+        anchor: function that gives the scale of its depth, from points of another sensor.
+        scene: scene of the same camera's previous image, which `scene_memory` weighs.
 
     """
 

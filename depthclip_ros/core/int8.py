@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP's ResNet in 8 bits on ONNX Runtime: made once into a file, which `precision: int8` reads.
+"""CLIP's ResNet in 8 bits on ONNX Runtime: built once into a file, which `precision: int8` reads.
 
-ONNX Runtime quantises statically: weights with a scale for every output channel, maps with one
-each, from their extremes over calibration images. Then every convolution's bias is corrected so
-that the mean of every channel is again that of the float32 network on some of these images (Nagel
-et al., ICCV 2019, §4.2): this takes the error of depth to less than a half. The first convolution
-and the last sum stay in float32. What did not help is in docs/notes/performance.md.
+ONNX Runtime quantises statically: weights with a step size for every output channel, maps with
+one each, from their ranges over some images. Then the bias of every convolution is corrected so
+that each channel's mean equals that of the float32 network (Nagel et al., ICCV 2019, §4.2), which
+more than halves the error of depth. The first convolution and the last sum stay in float32.
+docs/notes/performance.md has what did not help.
 
 https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 """
@@ -29,18 +29,18 @@ from .engine import difference
 from .errors import EngineError, reason
 
 _FORMAT = 4
-_CORRECTED = 8  # images on which, together, the means of channels are corrected
-# Greatest difference of features, as a part of their length, that passes for rounding. Measured:
-# 0.02 to 0.05; 255 levels of a map and 63 of a weight, in 80 steps, explain half of this.
+_BIAS_IMAGES = 8  # images over which the means of channels are corrected
+# Largest relative error of features that counts as rounding. Measured: 0.02 to 0.05; 255 levels of
+# a map and 63 of a weight, in 80 layers, explain half of this.
 TOLERANCE = 0.2
 _OPSET, _IR = 17, 8  # of ONNX, which every ONNX Runtime since 1.14 reads
 
 
-def write(network: nn.Module) -> Any:
-    """Write a float32 network of convolutions, sums, ReLUs and averages as an ONNX model."""
+def export_onnx(network: nn.Module) -> Any:
+    """Export a float32 network of convolutions, sums, ReLUs and averages as an ONNX model."""
     import onnx
     nodes, constants = [], []
-    channels: dict[str, int] = {}  # of results; rows of weights
+    channels: dict[str, int] = {}  # of outputs; rows of weights
 
     def constant(name: str, values: Any) -> str:
         constants.append(onnx.numpy_helper.from_array(values, name))
@@ -70,23 +70,23 @@ def write(network: nn.Module) -> Any:
         [onnx.helper.make_tensor_value_info(nodes[-1].output[0], floats, None)], constants)
     model = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid('', _OPSET)], ir_version=_IR)
-    # There is nothing to simplify, which ONNX Runtime else asks for.
+    # Marks it as simplified, which ONNX Runtime recommends otherwise.
     model.metadata_props.add(key='onnx.quant.pre_process', value='onnxruntime.quant')
     return model
 
 
-def quantized(network: nn.Module, images: Sequence[Tensor]) -> Any:
-    """ONNX model of a float32 network in 8 bits, by the extremes on (1, 3, H, W) images."""
+def quantize(network: nn.Module, images: Sequence[Tensor]) -> Any:
+    """Quantise a float32 network to an ONNX model, by its ranges on (1, 3, H, W) images."""
     import onnx
     from onnxruntime import quantization  # type: ignore[import-untyped]
 
     class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
-        rest = iter(images)
+        iterator = iter(images)
 
         def get_next(self) -> Any:
-            return next(({'x': image.contiguous().numpy()} for image in self.rest), None)
+            return next(({'x': image.contiguous().numpy()} for image in self.iterator), None)
 
-    exact = write(network)
+    exact = export_onnx(network)
     with TemporaryDirectory() as folder:
         paths = [f'{folder}/{name}.onnx' for name in ('float32', 'int8')]
         onnx.save(exact, paths[0])
@@ -98,24 +98,24 @@ def quantized(network: nn.Module, images: Sequence[Tensor]) -> Any:
         return onnx.load(paths[1])
 
 
-class Correction(fx.Interpreter):
-    """The steps of a float32 network, which correct the biases of its quantised ONNX model.
+class BiasCorrection(fx.Interpreter):
+    """Interpreter of a float32 network that corrects the biases of its quantised ONNX model.
 
-    They run the same images twice: as they are, then with `rounds`, as the model rounds.
+    It runs the same images twice: in float32, then with `rounds`, rounding as the model does.
     """
 
     def __init__(self, network: nn.Module, model: Any) -> None:
         super().__init__(fx.symbolic_trace(network))
         self.rounds = False
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._means: dict[str, Tensor] = {}  # of channels in the first run, by the bias
+        self._means: dict[str, Tensor] = {}  # of channels in float32, by the name of the bias
 
-    def _values(self, name: str) -> Tensor:
+    def _array(self, name: str) -> Tensor:
         import onnx
         return torch.from_numpy(onnx.numpy_helper.to_array(self._tensors[name]).copy())
 
     def run_node(self, n: fx.Node) -> Any:
-        """Take a step, correct its bias, and round its result."""
+        """Run a layer, correct its bias, and round its output."""
         import onnx
         y = super().run_node(n)
         if n.op == 'call_function':
@@ -123,34 +123,34 @@ class Correction(fx.Interpreter):
             shift = self._means.setdefault(bias, mean) - mean
             y.add_(shift[:, None, None])
             if bias in self._tensors:
-                levels = self._values(bias) + (shift / self._values(f'{bias}_scale')).round().int()
+                levels = self._array(bias) + (shift / self._array(f'{bias}_scale')).round().int()
                 self._tensors[bias].CopyFrom(onnx.numpy_helper.from_array(levels.numpy(), bias))
         if not self.rounds or f'{n}_scale' not in self._tensors:
             return y
-        scale, zero = self._values(f'{n}_scale'), self._values(f'{n}_zero_point').int()
+        step_size, zero_point = self._array(f'{n}_scale'), self._array(f'{n}_zero_point').int()
         if n.op == 'get_attr':
-            return torch.fake_quantize_per_channel_affine(y, scale, zero, 0, -128, 127)
-        return torch.fake_quantize_per_tensor_affine(y, scale, zero, 0, 255)
+            return torch.fake_quantize_per_channel_affine(y, step_size, zero_point, 0, -128, 127)
+        return torch.fake_quantize_per_tensor_affine(y, step_size, zero_point, 0, 255)
 
 
-def corrected(network: nn.Module, model: Any, images: Tensor) -> bytes:
-    """Content of a quantised model whose channels have the means of float32 on some images."""
-    steps = Correction(network, model)
-    for steps.rounds in (False, True):
-        steps.run(images)
+def correct_biases(network: nn.Module, model: Any, images: Tensor) -> bytes:
+    """Serialise a quantised model, with biases that restore float32's means of channels."""
+    interpreter = BiasCorrection(network, model)
+    for interpreter.rounds in (False, True):
+        interpreter.run(images)
     content: bytes = model.SerializeToString()
     return content
 
 
 class OnnxTrunk(nn.Module):
-    """A network in an ONNX model on ONNX Runtime, for images of every size and number."""
+    """An ONNX model on ONNX Runtime, for batches and images of any size."""
 
     def __init__(self, content: bytes) -> None:
         import onnxruntime  # type: ignore[import-untyped]
         super().__init__()
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
-        # Waiting threads would burn cores that others need: torch's for the rest of an image, too.
+        # Spinning threads would occupy cores that torch's threads need for the rest of an image.
         settings.add_session_config_entry('session.intra_op.allow_spinning', '0')
         self._session = onnxruntime.InferenceSession(
             content, settings, providers=['CPUExecutionProvider'])
@@ -162,39 +162,36 @@ class OnnxTrunk(nn.Module):
 
 
 def has_vnni() -> bool:
-    """Whether the processor's sums of products of 8 bits hold; weights get 7 bits elsewhere.
+    """Tell whether sums of 8-bit products do not saturate; otherwise weights get 7 bits.
 
-    Without VNNI, x86-64 adds two products in 16 bits, and cuts off what is beyond.
+    Without VNNI, x86-64 adds two products in 16 bits, with saturation.
     """
     if platform.machine().lower() not in ('x86_64', 'amd64'):
         return True
     return bool(getattr(torch.cpu, '_is_vnni_supported', lambda: False)())
 
 
-def make(network: nn.Module, images: Sequence[Tensor]) -> bytes:
-    """Make a float32 `FoldedResNet` in 8 bits, of (1, 3, H, W) images: a model for `OnnxTrunk`.
+def build(network: nn.Module, images: Sequence[Tensor]) -> bytes:
+    """Build the model for `OnnxTrunk` from a float32 `FoldedResNet` and (1, 3, H, W) images.
 
-    Raises:
-        EngineError: its features on the last image are further from float32's than rounding
-            explains, or not finite.
-
+    EngineError: the relative error of its features on the last image exceeds `TOLERANCE`.
     """
-    model = corrected(network, quantized(network, images), torch.cat([*images[:_CORRECTED]]))
-    apart = difference(OnnxTrunk(model)(images[-1]), network(images[-1]))
-    if not apart <= TOLERANCE:
+    model = correct_biases(network, quantize(network, images), torch.cat([*images[:_BIAS_IMAGES]]))
+    error = difference(OnnxTrunk(model)(images[-1]), network(images[-1]))
+    if not error <= TOLERANCE:
         raise EngineError(
-            f'precision: int8: the features in 8 bits differ from float32 by {apart:.2g} of '
+            f'precision: int8: the features in 8 bits differ from float32 by {error:.2g} of '
             f'their length, where rounding explains {TOLERANCE}; nothing was kept. Use float32, '
             'and please report it.')
     return model
 
 
-def path_of(
+def cache_path(
     folder: Path, weights_digest: str, size: tuple[int, int], normalization: str,
 ) -> Path:
-    """File in the cache, by all that changes what it must hold; EngineError without ONNX Runtime.
+    """Path in the cache, by a hash of all that the model depends on.
 
-    `size` is that of the network's input, (height, width).
+    `size` is (height, width) of the network's input. EngineError without ONNX Runtime.
     """
     try:
         import onnx  # noqa: F401
@@ -207,13 +204,13 @@ def path_of(
 
 
 def load(path: Path) -> OnnxTrunk:
-    """Read a network that was made; EngineError where it is not there, or cannot be used."""
+    """Read a model that `build` made; EngineError if it is missing or unusable."""
     try:
         return OnnxTrunk(path.read_bytes())
     except Exception as error:  # ONNX Runtime raises types of its own
-        why = 'is missing' if isinstance(error, FileNotFoundError) else \
+        cause = 'is missing' if isinstance(error, FileNotFoundError) else \
             f'cannot be used ({reason(error)})'
         raise EngineError(
             'precision: int8: the network in 8 bits for these weights, input size and '
-            f'normalisation, {path}, {why}. Make it with `depthclip quantize`, with the same '
+            f'normalisation, {path}, {cause}. Make it with `depthclip quantize`, with the same '
             '--config and --weights, and --images FOLDER for pictures of your camera.') from error

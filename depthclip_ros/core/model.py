@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image encoder as it runs on a device, and what belongs to it."""
+"""The image encoder with its preprocessing, on a device and in a number format."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .state_dict import Log, OpenClipWeights, architecture
 
 @dataclass(eq=False)
 class Model:
-    """An image encoder that is ready to run."""
+    """An image encoder that is ready to run, and its preprocessing."""
 
     encoder: ImageEncoder
     preprocess: Preprocessor
-    engine: str  # what the trunk runs on, as `engine` names it
+    engine: str  # runtime of the trunk, as module `engine` names it
     precision: str  # the trunk's number format, e.g. 'float32'
     grid: Size  # (h, w), number of patches
     channels: int  # C' of the trunk's map
 
     def maps(self, images: Sequence[Rgb], *, flip: bool) -> Maps:
-        """Features and trunk of images (section 3.1 of the paper); mirrored ones follow."""
+        """Encode images (section 3.1 of the paper); with `flip`, the mirrored ones follow."""
         return self.encoder.maps(self.preprocess(images, flip=flip))
 
 
@@ -39,45 +39,45 @@ def load_model(
     config: DepthConfig, state_dict: Mapping[str, Tensor], device: torch.device,
     dtype: torch.dtype, quantized: Path | None, source: str, log: Log,
 ) -> Model:
-    """Build an image encoder, and let it run as fast as it can.
+    """Build an image encoder, and install the fastest engine that runs it.
 
     Args:
-        config: its features, input size, normalisation and flip_average.
+        config: gives features, input size, normalisation and flip_average.
         state_dict: weights in OpenAI's layout, or `OpenClipWeights`.
-        device: to run on.
+        device: device of the encoder.
         dtype: number format of the trunk.
         quantized: file of the network in 8 bits, for torch.int8; None for other formats.
-        source: of the weights, for errors.
-        log: told what happens.
+        source: name of the weights, for errors.
+        log: gets a sentence about each step.
 
     Raises:
         ConfigError: the configuration does not fit the architecture.
         WeightsError: tensors are missing or misshapen, or give features that are not finite.
-        EngineError: the network does not run here, or there is none in 8 bits.
+        EngineError: the network does not run here, or the file in 8 bits is missing.
 
     """
     encoder, shape = build_image_encoder(state_dict, config.features), architecture(state_dict)
     grid = _grid(config, encoder.stride)
     if quantized is not None and shape.patch is not None:
         raise ConfigError('precision: int8 is for ResNets; use float32 or bfloat16.')
-    with engine.current(device):
+    with engine.compute_on(device):
         if quantized is not None:
-            encoder.trunk, name = int8.load(quantized), 'ONNX Runtime'
+            encoder.trunk, engine_name = int8.load(quantized), 'ONNX Runtime'
             engine.check_finite(engine.try_known_image(
                 encoder, config.input_size, device), dtype, str(quantized))
             log(f'precision: int8, from {quantized}.')
         else:
-            name = engine.install(encoder, dtype, device, config.input_size, log, source,
+            engine_name = engine.install(encoder, dtype, device, config.input_size, log, source,
                                   1 + config.flip_average)
         mean, deviation = state_dict.normalization if isinstance(state_dict, OpenClipWeights) \
             else NORMALIZATIONS[config.normalization]
         return Model(encoder, Preprocessor(config.input_size, mean, deviation, device),
-                     name, str(dtype).removeprefix('torch.'), grid,
+                     engine_name, str(dtype).removeprefix('torch.'), grid,
                      shape.embed_dim if shape.patch is not None else 32 * shape.width)
 
 
 def _grid(config: DepthConfig, stride: int) -> Size:
-    """Number of patches; the input must be a multiple of the network's stride."""
+    """Compute the number of patches; ConfigError if the stride does not divide the input."""
     for name in ('input_height', 'input_width'):
         value = getattr(config, name)
         if value % stride:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenCV, imported by the first who needs it: 25 MiB and 40 ms of a node's start.
+"""OpenCV, imported on first use, since it costs a node's start 25 MiB and 40 ms.
 
-Depth and points of rgb8 images do not need it; other encodings, pictures and distortion do.
+Other encodings than rgb8, pictures and lens distortion need it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 else:
     class _OpenCV:
-        """Everything of cv2 under its own name."""
+        """Forwards every name to the module cv2."""
 
         @cached_property
         def _module(self) -> Any:
             import cv2 as module
-            # It logs some findings, for every image again; our errors say them, too. The function
-            # is at the top in OpenCV 4, which has no utils.logging, and there in OpenCV 5.
+            # OpenCV logs per image what our errors report. OpenCV 4 has the function at the top,
+            # OpenCV 5 in utils.logging.
             (module if hasattr(module, 'setLogLevel') else module.utils.logging).setLogLevel(0)
             return module
 
@@ -33,18 +33,19 @@ else:
 
     cv2 = _OpenCV()
 
-_UNTIL = 3, 200, 1e-12  # a number of iterations, or of an error in normalised coordinates
+# OpenCV's COUNT + EPS, iterations, and the error in normalised coordinates.
+_TERMINATION = 3, 200, 1e-12
 
 
 def undistort_points(
     distorted: NDArray[np.float64], D: NDArray[np.float64], module: Any = cv2,
 ) -> NDArray[np.float64]:
-    """Undo lens distortion by OpenCV's iteration, which may end nowhere: project its answer back.
+    """Undo lens distortion by OpenCV's iteration, which may diverge: reproject its result.
 
     Args:
         distorted: (N, 2) normalised coordinates of pixels, N > 0.
         D: 4, 5, 8, 12 or 14 coefficients.
-        module: OpenCV. Only OpenCV 4 has a function of its own for more than five iterations.
+        module: OpenCV. Only OpenCV 4 has a separate function for more than five iterations.
 
     Returns:
         (N, 2) x/z, y/z of rays.
@@ -52,7 +53,7 @@ def undistort_points(
     """
     points, K = np.ascontiguousarray(distorted[:, None]), np.eye(3)
     if hasattr(module, 'undistortPointsIter'):
-        ideal = module.undistortPointsIter(points, K, D, None, None, _UNTIL)
+        ideal = module.undistortPointsIter(points, K, D, None, None, _TERMINATION)
     else:
-        ideal = module.undistortPoints(points, K, D, criteria=_UNTIL)
+        ideal = module.undistortPoints(points, K, D, criteria=_TERMINATION)
     return np.asarray(ideal, np.float64).reshape(-1, 2)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROS parameter files: read as the node's rcl reads them (rcl_yaml_param_parser), and written.
+"""ROS parameter files: parsed as the node's rcl parses them (rcl_yaml_param_parser), and written.
 
-What rcl cannot read, or reads into something that nobody wrote, is refused.
+A file that rcl cannot read, or misreads, is a ConfigError.
 """
 
 from __future__ import annotations
@@ -22,25 +22,20 @@ _EXPECTED = f"expected '/**:' with '{_PARAMETERS}:' and keys and values below it
 _BOOLEANS = {text: value for value, texts in (
     (True, 'Y y yes Yes YES true True TRUE on On ON'),
     (False, 'N n no No NO false False FALSE off Off OFF')) for text in texts.split()}
-# As C's strtoll and strtod, which rcl calls; of hexadecimal numbers the whole ones.
+# As C's strtoll and strtod, which rcl calls; hexadecimal numbers are integers only.
 _WHOLE = re.compile(r'[+-]?(?:(0[xX][\da-fA-F]{1,16})|(0[0-7]{,22})|[1-9]\d{,18})', re.ASCII)
 _REAL = re.compile(r'(?ai)[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?|nan)')
 _POINTED = re.compile(r'([+-]?)\.(inf|Inf|INF)\Z|^()\.(nan|NaN|NAN)\Z')
 _NODE = re.compile(r'/?(?:(?:\*\*?|[A-Za-z_]\w*)(?:/|$))+(?<!/)', re.ASCII)
 _QUOTES = ("'", '"')
 _TEXT = 'tag:yaml.org,2002:str'
-# libyaml is what rcl has, and takes tabs where Python's own parser does not.
+# rcl uses libyaml, which accepts tabs where Python's own parser does not.
 _LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 _ERRORS = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 
 
 def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
-    """Merge the sections of a ROS parameter file that match a node.
-
-    Raises:
-        ConfigError: as `sections`; or none matches.
-
-    """
+    """Merge the sections of a parameter file that match a node; ConfigError if none matches."""
     full_name, patterns = f'/{node_name.removeprefix("/")}', sections(path)
     matching = [parameters for name, parameters in patterns.items() if _matches(
         f'/{name.removeprefix("/")}', full_name)]
@@ -52,11 +47,9 @@ def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
 
 
 def sections(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Parameters by node pattern, in the file's order; of one in two places, in the first.
+    """Parse parameters by node pattern, in the file's order; a repeated pattern is merged.
 
-    Raises:
-        ConfigError: the file cannot be read, or is not what rcl takes.
-
+    ConfigError: the file cannot be read, or rcl would not accept it.
     """
     patterns: dict[str, dict[str, Any]] = {}
     try:
@@ -73,7 +66,7 @@ def sections(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def read_value(text: str) -> Any:
-    """One value, as after `-p NAME:=`; ConfigError where it is none."""
+    """Parse one value, as after `-p NAME:=`; ConfigError if it is none."""
     try:
         events = yaml.parse(text, Loader=_LOADER)
         next(events), next(events)
@@ -83,7 +76,7 @@ def read_value(text: str) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes also the texts that only rcl takes for numbers, such as 1e5."""
+    """Quotes the texts that rcl alone takes for numbers, such as 1e5."""
 
 
 _Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
@@ -91,13 +84,13 @@ _Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
 
 
 def to_yaml(parameters: Mapping[str, Any]) -> str:
-    """A parameter file for every node."""
+    """Format a parameter file that applies to every node."""
     return yaml.dump({'/**': {_PARAMETERS: dict(parameters)}}, Dumper=_Dumper, sort_keys=False,
                      default_flow_style=None, width=99, allow_unicode=True)
 
 
-def _fault(what: str, event: Any = None) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=what, problem_mark=event and event.start_mark)
+def _fault(problem: str, event: Any = None) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=event and event.start_mark)
 
 
 def _problem(error: Any) -> str:
@@ -107,7 +100,7 @@ def _problem(error: Any) -> str:
 
 
 def _document(events: Iterator[Any]) -> dict[str, Any]:
-    """The one mapping of a file; an empty file has nothing in it."""
+    """Parse the one mapping of a file; {} for an empty file."""
     next(events)
     if isinstance(next(events), yaml.StreamEndEvent):
         return {}
@@ -121,7 +114,7 @@ def _document(events: Iterator[Any]) -> dict[str, Any]:
 
 
 def _value(events: Iterator[Any], event: Any) -> Any:
-    """What begins with an event: a scalar, a list of scalars of one type, or a mapping."""
+    """Parse what an event begins: a scalar, a list of scalars of one type, or a mapping."""
     if isinstance(event, yaml.AliasEvent):
         raise _fault('rcl reads no & * <<: write the values out.', event)
     if event.tag and event.tag.startswith('!') and event.tag != '!':
@@ -162,7 +155,7 @@ def _mapping(events: Iterator[Any]) -> dict[str, Any]:
 
 
 def _scalar(text: str) -> Any:
-    """What rcl takes a text without quotes for."""
+    """Convert an unquoted text as rcl does: boolean, integer, float or text."""
     if text in _BOOLEANS:
         return _BOOLEANS[text]
     if whole := _WHOLE.fullmatch(text):
@@ -177,7 +170,7 @@ def _scalar(text: str) -> Any:
 
 
 def _sections(document: dict[str, Any], name: str = '') -> Iterator[tuple[str, dict[str, Any]]]:
-    """Pairs of node pattern and parameters; namespaces may be nested or joined by slashes."""
+    """Yield node pattern and parameters; namespaces may be nested or joined by slashes."""
     for key, value in document.items():
         inner = f'{name}/{key}' if name else key
         if not isinstance(value, dict):
@@ -194,7 +187,7 @@ def _sections(document: dict[str, Any], name: str = '') -> Iterator[tuple[str, d
 
 
 def _matches(pattern: str, full_name: str) -> bool:
-    """ROS wildcards: `*` stands for one name, `**` for any number of them."""
+    """Match a node's name with ROS wildcards: `*` is one name, `**` any number of names."""
     regex = '/'.join(
         {'**': '.*', '*': '[^/]+'}.get(part, re.escape(part)) for part in pattern.split('/'))
     # '/**/x' also matches '/x', and '/**' every node.

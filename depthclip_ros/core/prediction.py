@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The depth of one image, and what it was made of."""
+"""The depth of one image, with the weights, logits and adjustments behind it."""
 
 from __future__ import annotations
 
@@ -25,29 +25,27 @@ class DepthPrediction:
     """Depth of one image, as NumPy arrays in float32.
 
     Attributes:
-        depth: (H, W) metres along the optical axis, for the whole image. NaN where the network's
-            features vanish (with `features: reference`), and where its answer is beyond
-            `range_min` or `range_max`; there also -Inf and +Inf, as `out_of_range` says.
-            `upsampling` says where a patch's depth stands.
-        patch_depth: (h, w) metres, one per patch (eq. 5), before upsampling; NaN and infinite as
-            `depth`. The patches tile the image; their depth is that at their centres.
+        depth: (H, W) metres along the optical axis. NaN where the network's features vanish (with
+            `features: reference`); NaN, -Inf, +Inf or the limit beyond `range_min` and
+            `range_max`, as `out_of_range` says.
+        patch_depth: (h, w) metres at the centres of the patches that tile the image (eq. 5),
+            before upsampling; NaN and infinite as `depth`.
         weights: (K, h, w) weight of every bin (eq. 4), sums to 1 over K.
         logits: (K, h, w) scaled similarity with every token (eq. 3).
         spread: (h, w) metres, standard deviation of the bins under the weights: a relative score
             of how undecided a patch is, not an error bar.
         image_size: (H, W) of the image.
-        upsampling: from patches to pixels.
+        upsampling: interpolation from patches to pixels, see `upsample`.
         focal_ratio: the camera's focal length over `reference_focal`, by which depth and spread
-            are multiplied. Where the camera is unknown, that of the calibration; 1 without one.
-        adjustment: what the anchor made of depth; nothing without one.
-        patch_stddev: (h, w) metres, standard deviation of `patch_depth`, whatever the range and
-            `max_stddev`: in the calibration's own scenes the truth is within 1.645 of `stddev` for
+            are multiplied. Without a camera it is the calibration's; 1 without a calibration.
+        adjustment: factors of the anchor; all 1 without an anchor.
+        patch_stddev: (h, w) metres, standard deviation of `patch_depth`, without limits of range
+            and `max_stddev`: in the calibration's scenes the truth is within 1.645 `stddev` for
             90 % of the pixels. None without a calibration.
-        scene: what kind of scene it is, on which the bins depend; None without `scenes`.
+        scene: kind of scene, on which the bins depend; None without `scenes`.
 
     With `flip_average`, `depth` and `patch_depth` are the mean of both passes; the others are
-    those of the plain pass. `weights` and `logits` are the network's own answer, whatever the
-    range.
+    those of the plain pass. The limits of range do not change `weights` and `logits`.
     """
 
     depth: Metres
@@ -63,23 +61,24 @@ class DepthPrediction:
     scene: Scene | None = None
 
     def stddev(self) -> Metres | None:
-        """Standard deviation of `depth`: (H, W) metres, NaN where that has none; or None."""
+        """Upsample the standard deviation to (H, W) metres, NaN where depth is; or None."""
         if self.patch_stddev is None:
             return None
-        # The patches that take part in a pixel's depth take part in this, with the same shares.
-        known = np.where(np.isfinite(self.patch_depth), self.patch_stddev, np.float32(np.nan))
+        # The same patches as in a pixel's depth, with the same weights.
+        stddev = np.where(np.isfinite(self.patch_depth), self.patch_stddev, np.float32(np.nan))
         height, width = self.depth.shape
-        return upsample(torch.from_numpy(known)[None], (height, width), self.upsampling)[0].numpy()
+        patches = torch.from_numpy(stddev)[None]
+        return upsample(patches, (height, width), self.upsampling)[0].numpy()
 
     def patch_at(self, x: float, y: float) -> tuple[int, int]:
-        """Row and column of the patch that shows a place in the image.
+        """Find row and column of the patch that contains a point of the image.
 
         Args:
-            x: column of the image in pixels, whose centres are at integers.
+            x: column in pixels, whose centres are at integers.
             y: row, likewise.
 
         Raises:
-            ImageError: none does.
+            ImageError: the point is outside the image.
 
         """
         height, width = self.image_size
@@ -90,18 +89,15 @@ class DepthPrediction:
         return math.floor((y + 0.5) / height * rows), math.floor((x + 0.5) / width * columns)
 
     def word_depths(self, config: DepthConfig) -> list[float]:
-        """Metres that each of the K words stands for in this image, by its scene and camera.
+        """Compute the depth in metres of each of the K words in this image.
 
-        A calibration corrects what follows from them, not them.
-
-        Args:
-            config: with which the image was answered.
-
+        It depends on scene and camera, but on no calibration, which corrects the depth that
+        follows. `config` is that of the prediction.
         """
         bins, scene = float32(config.bins), self.scene
         if scene is not None:
             bins = mixed_bins(
-                torch.from_numpy(scene.probabilities)[None], float32([scene.plain]),
+                torch.from_numpy(scene.probabilities)[None], float32([scene.bins_weight]),
                 float32(config.bins_of_scenes()), bins)[0]
-        factor = self.focal_ratio * self.adjustment.scale
-        return [factor * float(metres) for metres in bins]
+        scale = self.focal_ratio * self.adjustment.scale
+        return [scale * float(metres) for metres in bins]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as the network takes them: resized in 8 bits as CLIP does it, and normalised."""
+"""Input of the network: images resized in 8 bits, as CLIP does, and normalised."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NORMALIZATIONS = {
 
 
 class Preprocessor:
-    """Makes a batch of images of any sizes.
+    """Resizes and normalises images of any sizes into a batch.
 
     Attributes:
         size: (height, width) of the network's input.
@@ -36,20 +36,17 @@ class Preprocessor:
     def __init__(
         self, size: Size, mean: Sequence[float], deviation: Sequence[float], device: torch.device,
     ) -> None:
-        """Prepare for a device; `mean` and `deviation` are those of RGB in [0, 1]."""
+        """Prepare for a device; `mean` and `deviation` are of RGB in [0, 1]."""
         self.size, self._device = size, device
-        # Whole rows at a time are normalised: their length suits a processor's vectors, three
-        # channels do not.
-        self._scale, self._shift = (
+        # Normalised row by row: a row's length suits a processor's vectors, three channels do not.
+        self._gain, self._offset = (
             float32(np.tile(values, size[1])).to(device)
             for values in (1 / (255 * np.array(deviation)), -np.array(mean) / deviation))
 
     def __call__(self, images: Sequence[Rgb], *, flip: bool = False) -> Tensor:
-        """Images -> (N, 3, height, width); with `flip`, the mirrored ones follow.
+        """Make the batch (N, 3, height, width); with `flip`, the mirrored images follow.
 
-        Raises:
-            ImageError: an image has another shape or type.
-
+        ImageError: an image has another shape or type.
         """
         count, (height, width) = len(images), self.size
         pixels: Sequence[Tensor] | Tensor = [resize(image, self.size) for image in images]
@@ -57,8 +54,8 @@ class Preprocessor:
             pixels = engine.upload(torch.stack(list(pixels)), self._device)
         rows = torch.empty((1 + flip) * count, height, 3 * width, dtype=torch.float32,
                            device=self._device)
-        for image, target in zip(pixels, rows, strict=False):
-            torch.addcmul(self._shift, image.reshape(height, -1).float(), self._scale, out=target)
+        for image, row in zip(pixels, rows, strict=False):
+            torch.addcmul(self._offset, image.reshape(height, -1).float(), self._gain, out=row)
         batch = rows.view(-1, height, width, 3)
         if flip:
             batch[count:] = batch[:count].flip(2)
@@ -66,10 +63,10 @@ class Preprocessor:
 
 
 def resize(image: Rgb, size: Size) -> Tensor:
-    """(height, width, 3) uint8 on the CPU, where torch resizes in 8 bits: the same everywhere."""
+    """Resize to (height, width, 3) uint8 on the CPU, which gives the same bits everywhere."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 \
             or image.shape[2] != 3 or 0 in image.shape:
-        raise _not_an_image(image)
+        raise _wrong_image_error(image)
     pixels = torch.from_numpy(np.require(image, requirements=('C', 'W')))
     if image.shape[:2] == size:
         return pixels
@@ -77,7 +74,7 @@ def resize(image: Rgb, size: Size) -> Tensor:
                        antialias=True)[0].permute(1, 2, 0)
 
 
-def _not_an_image(image: Any) -> ImageError:
+def _wrong_image_error(image: Any) -> ImageError:
     kind = '' if isinstance(image, np.ndarray) else type(image).__name__
     if hasattr(image, 'shape') and hasattr(image, 'dtype'):
         kind = f'{kind} {image.dtype} {tuple(image.shape)}'.strip()

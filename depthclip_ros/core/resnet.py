@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP's ResNet for inference: the same map from images to features in fewer, larger steps.
+"""CLIP's ResNet for inference: the same function in fewer, larger steps.
 
-Batch norm is folded into the convolutions, activations lie channels-last, and on a CPU each
+Batch norm is folded into the convolutions, activations are channels-last, and on a CPU each
 convolution, its bias, the addition of the shortcut and the ReLU are one call of oneDNN, with
-weights packed once for the input's size (`fused`). That is as fast as what `torch.compile` and
-OpenVINO make of the same graph (docs/performance.md), and needs neither a compiler nor a warm-up.
-In float32 most 3x3 convolutions take Winograd's algorithm instead, faster than all of them.
+weights packed for the input's size (`fuse_convolutions`). That is as fast as `torch.compile` and
+OpenVINO (docs/performance.md), without a compiler or a warm-up. In float32 most 3x3 convolutions
+use Winograd's algorithm, which is faster still.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Weights = Mapping[str, Tensor]
 
 
 class Convolution(nn.Module):
-    """Convolution with bias, and what follows it, in plain operations that every device knows.
+    """Convolution with bias, shortcut and ReLU, in operations that every device has.
 
     Attributes:
-        reduction: pixels of the network's image in one of this convolution's input.
+        reduction: side of this convolution's input pixels, in pixels of the network's input.
 
     """
 
@@ -46,7 +46,7 @@ class Convolution(nn.Module):
     def forward(
         self, x: Tensor, shortcut: Tensor | None = None, *, relu: bool = True,
     ) -> Tensor:
-        """Convolve, add, then set what is negative to 0; `shortcut` may be overwritten."""
+        """Convolve, add the shortcut, apply the ReLU; `shortcut` may be overwritten."""
         y = conv2d(x, self.weight, self.bias, self.stride, self.padding)
         if shortcut is not None:
             y = y.add_(shortcut)
@@ -54,11 +54,11 @@ class Convolution(nn.Module):
 
 
 class OneDnnConvolution(nn.Module):
-    """The same in one call of oneDNN each: the operators into which torch.compile lowers it.
+    """A `Convolution` as one call of oneDNN, by the operators that torch.compile uses.
 
-    They are private to torch: a build may lack them, and they refuse bfloat16 where the processor
-    has no instructions for it. The weights are packed in the layout that is best for inputs of
-    `size` (height, width), and work for every other size and number of images, too.
+    They are private to torch: a build may lack them, and they refuse bfloat16 if the processor
+    has no instructions for it. The weights are packed in the fastest layout for inputs of `size`
+    (height, width), and work for every other size and number of images.
     """
 
     def __init__(self, convolution: Convolution, size: tuple[int, int]) -> None:
@@ -72,7 +72,7 @@ class OneDnnConvolution(nn.Module):
     def forward(
         self, x: Tensor, shortcut: Tensor | None = None, *, relu: bool = True,
     ) -> Tensor:
-        """Convolve, add in the memory of `shortcut`, then set what is negative to 0."""
+        """Convolve, add in the memory of `shortcut`, apply the ReLU."""
         inputs = x, self._weight, self._bias, *self._place
         result: Tensor = _ONEDNN._convolution_pointwise(  # noqa: SLF001
             *inputs, 'relu' if relu else 'none', [], None,
@@ -82,12 +82,12 @@ class OneDnnConvolution(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution around a shortcut; pools by averaging where it strides."""
+    """1x1, 3x3 and 1x1 convolution with a shortcut; average pooling does the stride."""
 
     def __init__(
         self, weights: Weights, name: str, inputs: int, stride: int, reduction: int,
     ) -> None:
-        """Fold one of CLIP's blocks, which takes so many channels."""
+        """Fold the block `name` of CLIP's, which has `inputs` channels at its input."""
         super().__init__()
         self.reduce: Any = _fold(weights, f'{name}.conv1', inputs, reduction=reduction)
         inner = len(self.reduce.weight)
@@ -111,9 +111,9 @@ class Bottleneck(nn.Module):
 
 
 class FoldedResNet(nn.Module):
-    """The convolutional part of CLIP's `ModifiedResNet`, from its weights by their names in it.
+    """The convolutional part of CLIP's `ModifiedResNet`, from its weights by their names.
 
-    LookupError where one is missing, RuntimeError where its shape does not fit the others.
+    LookupError if a weight is missing, RuntimeError if its shape does not fit the others.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -145,17 +145,18 @@ class FoldedResNet(nn.Module):
         return x
 
 
-def fused(network: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """The same network with oneDNN for every convolution and what follows it; for CPUs.
+def fuse_convolutions(network: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """Copy a network with oneDNN's or Winograd's convolutions; for CPUs.
 
-    It is fast for images of `size` (height, width), and shares all other tensors.
+    It is fastest for images of `size` (height, width), and shares all tensors that stay.
     """
     network = deepcopy(network, {id(tensor): tensor for tensor in network.buffers()})
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, Convolution):
                 height, width = (side // child.reduction for side in size)
-                kind = WinogradConvolution if pays(child, height, width) else OneDnnConvolution
+                kind = WinogradConvolution if winograd_pays(child, height, width) \
+                    else OneDnnConvolution
                 setattr(parent, name, kind(child, (height, width)))
     return network
 
@@ -164,23 +165,23 @@ def _fold(
     weights: Weights, name: str, inputs: int, stride: int = 1, padding: int = 0,
     reduction: int = 1,
 ) -> Convolution:
-    """One convolution, in float32, of one without bias and the batch norm after it."""
+    """Fold a convolution without bias and the batch norm after it into one, in float32."""
     weight = weights[f'{name}.weight'].float()
     expected = len(weight), inputs, 2 * padding + 1, 2 * padding + 1
     if weight.shape != expected:
         raise RuntimeError(f'{name}.weight is {list(weight.shape)}, not {list(expected)}')
     norm = f'{name[:-1]}1' if 'downsample' in name else name.replace('conv', 'bn')
-    factor, bias, mean, variance = (weights[f'{norm}.{part}'].float() for part in (
+    gamma, beta, mean, variance = (weights[f'{norm}.{part}'].float() for part in (
         'weight', 'bias', 'running_mean', 'running_var'))
-    scale = factor / torch.sqrt(variance + _NORM_EPSILON)
+    gain = gamma / torch.sqrt(variance + _NORM_EPSILON)
     return Convolution(
-        weight * scale[:, None, None, None], bias - mean * scale, stride, padding, reduction)
+        weight * gain[:, None, None, None], beta - mean * gain, stride, padding, reduction)
 
 
-# 3x3 convolutions in a quarter of the multiplications: Lavin and Gray, CVPR 2016. In float32 it is
-# exact but for rounding: 2e-6 to 4e-6 of the result's length, against 3e-7 to 7e-7 of the direct
-# sum. In bfloat16 it would be 0.03; in the smaller F(2x2, 3x3) 0.005, and hardly any faster.
-# Tiles of 4 x 4 results from 6 x 6 inputs; the points are 0, 1, -1, 2, -2 and infinity.
+# Winograd's 3x3 convolutions need a quarter of the multiplications: Lavin and Gray, CVPR 2016. In
+# float32 their rounding error is 2e-6 to 4e-6 of the result's norm, that of the direct sum 3e-7 to
+# 7e-7. In bfloat16 it would be 0.03; with the smaller F(2x2, 3x3) 0.005, and hardly any faster.
+# Tiles of 4 x 4 outputs from 6 x 6 inputs; the points are 0, 1, -1, 2, -2 and infinity.
 _INPUT = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
           (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))
 _WEIGHT = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
@@ -188,29 +189,29 @@ _WEIGHT = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
 _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 _OUT, _IN = 4, 6
 _POSITIONS = _IN * _IN
-# The product at the point (1, 1) goes into all 16 results with weight 1: so the bias goes there.
+# The product at the point (1, 1) enters all 16 outputs with weight 1, so the bias goes there.
 _EVERYWHERE = _IN + 1
 
-# Fewer channels or tiles, and moving the tiles takes longer than it saves.
+# With fewer channels or tiles, moving the tiles takes longer than it saves.
 _MIN_CHANNELS, _MIN_TILES = 96, 9
-# The weights become four times as large; for fewer tiles than this many of their bytes are worth
-# (two layers of RN50 at 640x480: 56 MB for 1 % of the time) they stay as they are.
-_MOST_BYTES_A_TILE = 3 << 19
+# Winograd's weights are four times as large. Layers with more bytes per tile keep oneDNN's (two of
+# RN50 at 640x480: 56 MB for 1 % of the time).
+_MAX_BYTES_PER_TILE = 3 << 19
 
 
-def pays(convolution: Convolution, height: int, width: int) -> bool:
-    """Whether Winograd's is faster for inputs of that size, by more than its memory is worth."""
+def winograd_pays(convolution: Convolution, height: int, width: int) -> bool:
+    """Tell whether Winograd's algorithm is worth its memory for inputs of that size."""
     weight, tiles = convolution.weight, -(-height // _OUT) * -(-width // _OUT)
     return (weight.dtype == torch.float32 and weight.shape[2:] == (3, 3)
             and convolution.stride == convolution.padding == [1, 1]
             and min(weight.shape[:2]) >= _MIN_CHANNELS and tiles >= _MIN_TILES
-            and 4 * _POSITIONS * weight[..., 0, 0].numel() <= _MOST_BYTES_A_TILE * tiles)
+            and 4 * _POSITIONS * weight[..., 0, 0].numel() <= _MAX_BYTES_PER_TILE * tiles)
 
 
 class WinogradConvolution(nn.Module):
     """3x3 convolution of stride 1 and padding 1, then ReLU; float32, channels-last, on a CPU.
 
-    Fastest for inputs of `size` (height, width).
+    It is fastest for inputs of `size` (height, width).
     """
 
     def __init__(self, convolution: Convolution, size: tuple[int, int]) -> None:
@@ -221,7 +222,7 @@ class WinogradConvolution(nn.Module):
         self._out, self._in = weight.shape[:2]
         self._to_tile = torch.kron(inputs, inputs).float()
         self._from_tile = torch.kron(outputs, outputs).float()
-        # As many rows of tiles at a time as stay in the caches, but enough to use the weights.
+        # As many rows of tiles at a time as fit into the caches, but enough to reuse the weights.
         down, across = (-(-side // _OUT) for side in size)
         steps = max(1, round(down * across / max(128, self._in)))
         self._count = -(-down // steps) * across
@@ -237,7 +238,7 @@ class WinogradConvolution(nn.Module):
         self._bias = bias_at.flatten()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, H, W), not negative."""
+        """Convolve and apply the ReLU: (B, in, H, W) -> (B, out, H, W)."""
         batch, channels, height, width = x.shape
         down, across = -(-height // _OUT), -(-width // _OUT)
         padded = x.new_zeros(down * _OUT + 2, across * _OUT + 2, channels)
@@ -258,10 +259,10 @@ class WinogradConvolution(nn.Module):
                 products = _ONEDNN._convolution_pointwise(  # noqa: SLF001
                     transformed.view(1, count, 1, -1).permute(0, 3, 1, 2), self._weight,
                     self._bias, *self._place, 'none', [], None).permute(0, 2, 3, 1)
-                found = torch.bmm(self._from_tile.expand(count, -1, -1),
+                outputs = torch.bmm(self._from_tile.expand(count, -1, -1),
                                   products.view(count, _POSITIONS, -1))
                 torch.clamp_min(
-                    found[:rows * across].view(rows, across, _OUT, _OUT, -1), 0,
+                    outputs[:rows * across].view(rows, across, _OUT, _OUT, -1), 0,
                     out=of_image[start * _OUT:(start + rows) * _OUT].view(
                         rows, _OUT, across, _OUT, -1).transpose(1, 2))
         return result[:, :height, :width].permute(0, 3, 1, 2)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State dicts of CLIP as others save them: read as data, unwrapped, checked, and named where not.
+"""State dicts of CLIP, from any training program: read as data, unwrapped and checked.
 
-What a state dict cannot say is how wide an attention's heads are and which activation follows: the
-architecture that is read off its shapes has OpenAI's (`Architecture`).
+A state dict tells neither the width of the attention heads nor the activation; both are assumed
+to be OpenAI's. Its shapes tell the rest (`Architecture`).
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ from .formats import FileKind, kind_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .backbone import ImageEncoder
-
 Log = Callable[[str], None]
 TextEncoder = tuple[
     Callable[[list[str]], 'Tensor'], Callable[['Tensor'], 'Tensor'], int]
 
-# Where training programs keep the state dict among other things, the usual ones first.
+# Keys under which training programs nest the state dict, the usual ones first.
 _WRAPPERS = 'state_dict', 'model_state_dict', 'model', 'net', 'module', 'weights', 'params'
-# A key of every image encoder of OpenAI's, by which a prefix is known.
-_ANCHOR = 'visual.conv1.weight'
+# First convolution of OpenAI's image encoders, whose key shows a prefix of all keys.
+_STEM_KEY = 'visual.conv1.weight'
 _CLIP_KEY = re.compile(
     r'positional_embedding|text_projection|logit_scale|(token_embedding|ln_final)\.\w+|'
     r'input_resolution|context_length|vocab_size|transformer\.resblocks\..+|visual\.('
@@ -41,8 +39,8 @@ _CLIP_KEY = re.compile(
     r'(transformer\.resblocks|layer\d|attnpool)\..+)')
 _TO_OPENAI = ("take OpenAI's own (weights: ViT-B/32, or what its size is), or the repository's "
               'open_clip_model.safetensors with backbone: open_clip:ARCHITECTURE')
-# What begins the keys of weights that are something else, and what that is.
-_OTHERS = (
+# Beginnings of the keys of foreign layouts, and what to do about each.
+_FOREIGN_LAYOUTS = (
     (r'(text_model|vision_model|text_projection\.|visual_projection\.)',
      f"they are Hugging Face's names (transformers): {_TO_OPENAI}"),
     (r'visual\.trunk\.|text\.', ("they are open_clip's, of a model that OpenAI has not: "
@@ -60,7 +58,7 @@ _OTHERS = (
 class Architecture(NamedTuple):
     """Shape of a CLIP model.
 
-    `patch` is None for a ResNet, whose `layers` are four numbers; 0 where only the network knows.
+    `patch` is None for a ResNet, whose `layers` are four numbers; 0 for timm's networks.
     """
 
     embed_dim: int
@@ -72,11 +70,11 @@ class Architecture(NamedTuple):
 
 
 class OpenClipWeights(dict[str, 'Tensor']):
-    """State dict of one of open_clip's models, and what its tensors do not tell."""
+    """State dict of one of open_clip's models, and the properties that tensors do not tell."""
 
-    architecture: Architecture  # of timm's networks width and patch are not known (0)
+    architecture: Architecture  # width and patch of timm's networks are 0
     normalization: tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation of RGB in [0, 1]
-    image_encoder: Callable[[], ImageEncoder]  # dense, of a vision tower that is no ResNet
+    image_encoder: Callable[[], Any]  # `backbone.ImageEncoder` of a vision tower but a ResNet
     text_encoder: Callable[[], TextEncoder]
 
 
@@ -84,21 +82,21 @@ class OpenClipWeights(dict[str, 'Tensor']):
 
 
 def read_data(path: Path, *, is_release: bool = False) -> Any:
-    """Read a file as data: what it holds, whatever it is called.
+    """Read a file of weights as data, by its format and not its suffix.
 
     Args:
-        path: `torch.save` of anything that is made of tensors, numbers and texts, or safetensors.
-        is_release: it is one of OpenAI's archives, proven by its SHA-256. Those are TorchScript,
-            which is a program, and loaded as their own loader does.
+        path: safetensors, or `torch.save` of tensors, numbers and texts.
+        is_release: its SHA-256 is that of one of OpenAI's archives. Those are TorchScript, which
+            can run code, and are loaded as OpenAI's loader does.
 
     Raises:
-        WeightsError: it is something else, which is named, or damaged.
+        WeightsError: it is damaged, or of another format, which the message names.
 
     """
     import torch  # this module must import without torch, for the doctor
     kind = FileKind('', '')
     try:
-        # Open files, since torch takes names for formats, and safetensors knows UTF-8 alone.
+        # Open files, since torch goes by the suffix, and safetensors by names in UTF-8.
         with open_regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter('ignore')  # that TorchScript is deprecated
             kind = kind_of(file)
@@ -118,11 +116,11 @@ def read_data(path: Path, *, is_release: bool = False) -> Any:
     except WeightsError:
         raise
     except Exception as error:  # what a damaged file makes torch, pickle and zipfile raise
-        raise WeightsError(f'{path}: {_unreadable(error, kind)}.') from error
+        raise WeightsError(f'{path}: {_unreadable_reason(error, kind)}.') from error
 
 
 def _check_archive(file: BinaryIO, path: Path) -> None:
-    """Compare the archive's own checksums, which `torch.load` does not, and bound its size."""
+    """Verify the checksums in an archive, which `torch.load` skips, and bound its size."""
     with zipfile.ZipFile(file) as archive:
         size, total = path.stat().st_size, sum(record.file_size for record in archive.infolist())
         if total > max(2 * size, 1 << 30):
@@ -136,7 +134,7 @@ def _check_archive(file: BinaryIO, path: Path) -> None:
 
 
 def _safe_globals() -> Any:
-    """Allow what training programs keep beside tensors and does nothing: scores and options."""
+    """Allow `torch.load` the harmless types in checkpoints: NumPy scalars and options."""
     import numpy as np
     import torch
     if not hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint'):  # before 2.6
@@ -148,8 +146,8 @@ def _safe_globals() -> Any:
     return torch.serialization.safe_globals([np.dtype, *kinds])
 
 
-def _unreadable(error: Exception, kind: FileKind) -> str:
-    """The reason of an exception of torch or safetensors, without its advice to programmers."""
+def _unreadable_reason(error: Exception, kind: FileKind) -> str:
+    """Explain an exception of torch or safetensors, without its advice to programmers."""
     match = re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', str(error))
     name = match[1] if match else ''
     if name.startswith('numpy'):
@@ -166,19 +164,19 @@ def _unreadable(error: Exception, kind: FileKind) -> str:
 # Contents ----------------------------------------------------------------------------------------
 
 
-def tensors_of(loaded: Any, source: str, log: Log, anchor: str = _ANCHOR) -> dict[str, Tensor]:
-    """Find the state dict of one model in what a file holds.
+def tensors_of(loaded: Any, source: str, log: Log, stem_key: str = _STEM_KEY) -> dict[str, Tensor]:
+    """Find the state dict of one model in the content of a file.
 
-    Out of the wrappers of training programs, and without the prefix that all of its keys have.
+    Removes the wrappers of training programs, and the prefix that all keys share.
 
     Args:
-        loaded: what was read.
-        source: where from, for errors.
-        log: told what is left out.
-        anchor: a key that the model has.
+        loaded: content of the file, as `read_data` returns it.
+        source: name of the file, for errors.
+        log: gets the names of what is left out.
+        stem_key: a key of the model, without the prefix.
 
     Raises:
-        WeightsError: it holds none, or several.
+        WeightsError: the file holds no state dict, or several.
 
     """
     import torch
@@ -187,68 +185,66 @@ def tensors_of(loaded: Any, source: str, log: Log, anchor: str = _ANCHOR) -> dic
                  and isinstance(loaded.get(name), Mapping)]
         if not inner:
             break
-        say_left_out([name for name, other in loaded.items() if name != inner[0]
-                      and isinstance(other, Mapping) and anchor in ' '.join(map(str, other))],
+        log_left_out([name for name, value in loaded.items() if name != inner[0]
+                      and isinstance(value, Mapping) and stem_key in ' '.join(map(str, value))],
                      source, log)
         loaded = loaded[inner[0]]
     if not isinstance(loaded, Mapping):
-        what = f'one tensor of {tuple(loaded.shape)}' if isinstance(loaded, torch.Tensor) else \
+        content = f'one tensor of {tuple(loaded.shape)}' if isinstance(loaded, torch.Tensor) else \
             f'{type(loaded).__name__}'
-        raise WeightsError(f'{source}: holds {what}, no state dict (tensors by their names); save '
-                           'it with torch.save(model.state_dict(), PATH).')
-    prefixes = sorted({str(key)[:-len(anchor)] for key in loaded
-                       if str(key) == anchor or str(key).endswith(f'.{anchor}')})
+        raise WeightsError(f'{source}: holds {content}, no state dict (tensors by their names); '
+                           'save it with torch.save(model.state_dict(), PATH).')
+    prefixes = sorted({str(key)[:-len(stem_key)] for key in loaded
+                       if str(key) == stem_key or str(key).endswith(f'.{stem_key}')})
     if len(prefixes) > 1 and '' not in prefixes:
         raise WeightsError(f'{source}: holds {len(prefixes)} models, {", ".join(prefixes)}; save '
                            'the tensors of one, without that prefix.')
     prefix = prefixes[0] if prefixes else ''
     if prefix:
-        say_left_out([key for key in loaded if not str(key).startswith(prefix)], source, log)
+        log_left_out([key for key in loaded if not str(key).startswith(prefix)], source, log)
     return {str(key)[len(prefix):]: value for key, value in loaded.items()
             if str(key).startswith(prefix)}
 
 
-def say_left_out(keys: list[Any], source: str, log: Log) -> None:
-    """Name what is no part of the model."""
+def log_left_out(keys: list[Any], source: str, log: Log) -> None:
+    """Log the keys that are no part of the model."""
     if keys:
         log(f'{source}: left out, as no part of the model: {first_of(keys, 5)}.')
 
 
 def openai_tensors(loaded: Any, source: str, log: Log) -> dict[str, Tensor]:
-    """State dict in OpenAI's layout, checked; what CLIP has not is left out, and named.
+    """Extract a checked state dict in OpenAI's layout; `log` gets the keys that CLIP lacks.
 
-    Raises:
-        WeightsError: it is another model's, or no weights.
-
+    WeightsError: the keys are another model's, or the values no weights.
     """
     tensors = tensors_of(loaded, source, log)
-    if not {_ANCHOR, 'ln_final.weight'} <= tensors.keys():
-        raise _another_model(list(tensors), source)
-    say_left_out([key for key in tensors if not _CLIP_KEY.fullmatch(key)], source, log)
+    if not {_STEM_KEY, 'ln_final.weight'} <= tensors.keys():
+        raise _wrong_layout_error(list(tensors), source)
+    log_left_out([key for key in tensors if not _CLIP_KEY.fullmatch(key)], source, log)
     tensors = {key: value for key, value in tensors.items() if _CLIP_KEY.fullmatch(key)}
     check_tensors(tensors, source)
     return {key: value.detach() for key, value in tensors.items()}
 
 
-def _another_model(keys: list[str], source: str) -> WeightsError:
+def _wrong_layout_error(keys: list[str], source: str) -> WeightsError:
     shards = re.search(r'-\d+-of-0*(\d+)\.', source)
     shard = f' (it is one of {shards[1]} shards, by its name)' if shards else ''
-    what = next((sentence for start, sentence in _OTHERS if any(
-        re.match(start, key) for key in keys)), 'Give other weights')
+    explanation = next((sentence for pattern, sentence in _FOREIGN_LAYOUTS if any(
+        re.match(pattern, key) for key in keys)), 'Give other weights')
     return WeightsError(f"{source}: is not a CLIP model in OpenAI's key layout. Its "
-                        f'keys are {first_of(keys) or "none"}{shard}: {what}.')
+                        f'keys are {first_of(keys) or "none"}{shard}: {explanation}.')
 
 
 def check_tensors(tensors: Mapping[str, Any], source: str, *, half: bool = True) -> None:
-    """Refuse what cannot be weights: no tensor, no dense numbers, or numbers that are none.
+    """Check that every value is a dense, finite tensor of floating point.
 
     Args:
         tensors: by their names.
-        source: where they are from, for errors.
-        half: the model's numbers are rounded to half precision, as OpenAI's loader does.
+        source: name of the file, for errors.
+        half: the weights will be rounded to half precision, as OpenAI's loader does.
 
     Raises:
-        WeightsError: one cannot be a weight.
+        WeightsError: a value cannot be a weight.
 
     """
     import torch
@@ -256,28 +252,27 @@ def check_tensors(tensors: Mapping[str, Any], source: str, *, half: bool = True)
         if isinstance(tensor, torch.Tensor) and tensor.numel() == 1 \
                 and not tensor.dtype.is_floating_point:
             continue  # a count
-        if fault := _fault_of(tensor):
+        if defect := _defect_of(tensor):
             raise WeightsError(
-                f'{source}: {quoted(name)} {fault}, but a state dict has dense tensors of 16, 32 '
+                f'{source}: {quoted(name)} {defect}, but a state dict has dense tensors of 16, 32 '
                 'or 64 bits of floating point by their names; save such with '
                 'torch.save(model.state_dict(), PATH).')
-        # One pass over the memory, which NaN survives: 40 ms for RN50 where isfinite takes 200. In
-        # float32, since torch 2.1 has none of half precision.
-        # Batch norm's statistics stay in float32; all else OpenAI's loader rounds to half. What is
-        # not finite there need not show in depth: a fused ReLU may make 0 of NaN.
+        # aminmax passes NaN on and reads memory once: 40 ms for RN50, where isfinite takes 200.
+        # torch 2.1 has it for float32 only. OpenAI's loader rounds all but the statistics of batch
+        # norm to half. Depth need not show the overflow: a fused ReLU may turn NaN into 0.
         low, high = (float(number) for number in torch.aminmax(tensor.detach().float()))
-        most = torch.finfo(torch.float16 if half and '.running_' not in name else
-                           torch.float32).max
-        least = 0.0 if name.endswith('.running_var') else -most
-        if not (least <= low and high <= most):
+        highest = torch.finfo(torch.float16 if half and '.running_' not in name else
+                              torch.float32).max
+        lowest = 0.0 if name.endswith('.running_var') else -highest
+        if not (lowest <= low and high <= highest):
             raise WeightsError(
-                f'{source}: {quoted(name)} holds NaN or numbers beyond {least:.6g} to {most:.6g}, '
-                'from which no depth can come; the training diverged or the file is damaged. Give '
-                'other weights.')
+                f'{source}: {quoted(name)} holds NaN or numbers beyond {lowest:.6g} to '
+                f'{highest:.6g}, from which no depth can come; the training diverged or the file '
+                'is damaged. Give other weights.')
 
 
-def _fault_of(tensor: Any) -> str:
-    """Why something holds no dense numbers of floating point, before they are looked at; or ''."""
+def _defect_of(tensor: Any) -> str:
+    """Say why a value is no dense tensor of floating point; '' if it is one."""
     import torch
     if not isinstance(tensor, torch.Tensor):
         return f'is {type(tensor).__name__}'
@@ -294,7 +289,7 @@ def _fault_of(tensor: Any) -> str:
 
 
 def digest_of(state_dict: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of contiguous tensors, in order of names."""
+    """Compute the SHA-256 over names, types, shapes and bytes of contiguous tensors, by name."""
     import torch
     digest = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
@@ -304,7 +299,7 @@ def digest_of(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict') -> Architecture:
-    """Architecture of CLIP weights, read off their shapes; WeightsError if it is none."""
+    """Infer the architecture of CLIP weights from their shapes; WeightsError if it is none."""
     if isinstance(state_dict, OpenClipWeights):
         return state_dict.architecture
 
@@ -316,7 +311,7 @@ def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict
     patch: int | None
     try:
         if 'visual.proj' in state_dict or 'visual.class_embedding' in state_dict:
-            width, _, _, patch = state_dict[_ANCHOR].shape
+            width, _, _, patch = state_dict[_STEM_KEY].shape
             layers, stride = count('visual.transformer.resblocks.'), patch
             positions = state_dict['visual.positional_embedding'].shape[0]
         else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where frames are relative to each other, from the messages of tf. Needs no ROS and no tf2.
+"""Transforms between frames, from the messages of tf. Needs no ROS and no tf2.
 
 A rigid transform takes points of one frame into another: p_target = R p_source + t, in metres.
 Times are whole nanoseconds, as the stamps of ROS.
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 _NANOSECONDS = 1_000_000_000
 _NORM_TOLERANCE = 0.01  # of a quaternion's squared length, as tf2
-_FURTHEST = 1e9  # metres
-_SAME_ROTATION = 1e-9  # sine of an angle below which quaternions are mixed straight
-_JUMP_BACK = 10 * _NANOSECONDS  # as much as tf2 keeps; what is older is of another time
-# Part of the name of the frame that a robot moves in without jumps, and frames that jump whenever
-# a robot is located anew (REP-105).
+_MAX_METRES = 1e9  # metres
+_SAME_ROTATION = 1e-9  # sine of an angle below which quaternions are interpolated linearly
+_JUMP_BACK = 10 * _NANOSECONDS  # a step back in time that resets a link: the history of tf2
+# Part of the name of the frame in which a robot moves without jumps, and frames that jump when
+# localisation corrects itself (REP-105).
 _ODOM, _JUMPING = 'odom', ('map', 'earth')
 WRONG_LINK, NO_TRANSFORM, APART = 'wrong link', 'no transform', 'stamps apart'
 
@@ -56,15 +56,15 @@ class Transform:
     translation: Float64
 
     def apply(self, points: ArrayLike) -> Float64:
-        """Take points (..., 3) of the source frame into the target frame."""
+        """Transform points (..., 3) of the source frame to the target frame."""
         return np.asarray(points, np.float64) @ self.rotation.T + self.translation
 
     def __matmul__(self, first: Transform) -> Transform:
-        """Give the transform that does `first`, then this one."""
+        """Compose: `first`, then this transform."""
         return Transform(self.rotation @ first.rotation, self.apply(first.translation))
 
     def inverse(self) -> Transform:
-        """Give the way back."""
+        """Invert the transform."""
         return Transform(self.rotation.T, -self.rotation.T @ self.translation)
 
 
@@ -73,80 +73,81 @@ IDENTITY = Transform(np.eye(3), np.zeros(3))
 
 @dataclass
 class _Link:
-    """Pose of a frame in its parent: one for ever, or a history in the order of time."""
+    """Pose of a frame in its parent: one static pose, or a history in the order of time."""
 
     parent: str
     child: str
     static: bool
     times: list[int] = field(default_factory=list)
-    poses: list[tuple[Float64, Float64]] = field(default_factory=list)  # place, unit quaternion
+    poses: list[tuple[Float64, Float64]] = field(default_factory=list)  # position, unit quaternion
 
     def at(self, time: int, beyond: int) -> Transform:
-        """From the frame to its parent at a time, or the nearest pose, `beyond` away at most."""
-        place = bisect_left(self.times, time)
-        if not self.static and 0 < place < len(self.times):
-            before, after = self.times[place - 1:place + 1]
-            share = (time - before) / (after - before)
-            (start, first), (end, second) = self.poses[place - 1:place + 1]
-            return Transform(rotation_matrix(_slerp(first, second, share)),
-                             (1 - share) * start + share * end)
-        place = min(place, len(self.times) - 1)
-        if not self.static and abs(self.times[place] - time) > beyond:
+        """Interpolate the transform to the parent; outside by at most `beyond`, the nearest."""
+        index = bisect_left(self.times, time)
+        if not self.static and 0 < index < len(self.times):
+            before, after = self.times[index - 1:index + 1]
+            fraction = (time - before) / (after - before)
+            (start, first), (end, second) = self.poses[index - 1:index + 1]
+            return Transform(rotation_matrix(_slerp(first, second, fraction)),
+                             (1 - fraction) * start + fraction * end)
+        index = min(index, len(self.times) - 1)
+        if not self.static and abs(self.times[index] - time) > beyond:
             first_s, last_s = (self.times[i] / _NANOSECONDS for i in (0, -1))
-            known, remedy = (f'from {first_s:.3f} to {last_s:.3f} s', '') \
+            available, remedy = (f'from {first_s:.3f} to {last_s:.3f} s', '') \
                 if len(self.times) > 1 else (f'only once, at {first_s:.3f} s', (
                     'If it never moves, publish it on /tf_static, and record that. '))
             raise TransformError(NO_TRANSFORM, (
-                f'The tf link {quoted(self.parent)} to {quoted(self.child)} is known {known}, but '
-                f'is asked for at {time / _NANOSECONDS:.3f} s. {remedy}Is its publisher running, '
-                'with the same clock?'))
-        translation, quaternion = self.poses[place]
+                f'The tf link {quoted(self.parent)} to {quoted(self.child)} is known {available}, '
+                f'but is asked for at {time / _NANOSECONDS:.3f} s. {remedy}Is its publisher '
+                'running, with the same clock?'))
+        translation, quaternion = self.poses[index]
         return Transform(rotation_matrix(quaternion), translation)
 
 
 class TransformTree:
-    """The frames that tf tells of. May be filled by one thread and asked by others."""
+    """The tree of tf's frames; one thread may add transforms while others look them up."""
 
     def __init__(self, most_entries: int = 1000) -> None:
         """Begin without frames.
 
         Args:
-            most_entries: of a moving link, the newest of which are kept; 0 for no limit.
+            most_entries: largest number of poses of a moving link, the newest; 0: no limit.
 
         """
-        self._most = most_entries
+        self._max_entries = most_entries
         self._links: dict[str, _Link] = {}
-        self._refused: dict[str, str] = {}  # why, by the child of a link that was not taken last
+        self._refused: dict[str, str] = {}  # why, by the child of the refused link
         self._lock = threading.Lock()
 
     def add(
         self, parent: str, child: str, translation: Sequence[float],
         quaternion: Sequence[float], time: int | None,
     ) -> None:
-        """Say where a frame is in its parent; of several parents the last one told of counts.
+        """Add the pose of a frame in its parent; a new parent replaces the old one.
 
         Args:
-            parent: name of the frame that the numbers are in.
-            child: name of the frame whose place they give.
+            parent: name of the parent frame.
+            child: name of the frame with this pose.
             translation: x, y, z in metres.
             quaternion: x, y, z, w; its length may differ from 1 by 0.5 %, as in tf2.
-            time: when that was, in nanoseconds; None: it holds for ever.
+            time: time of the pose in nanoseconds; None: static.
 
         Raises:
-            TransformError: names or numbers are no link.
+            TransformError: the names or numbers are invalid.
 
         """
         parent, child = frame_name(parent), frame_name(child)
-        place, turn = (np.array(list(values), np.float64) for values in (translation, quaternion))
-        length = float(np.linalg.norm(turn))
+        position, rotation = (
+            np.array(list(values), np.float64) for values in (translation, quaternion))
+        length = float(np.linalg.norm(rotation))
         if not parent or not child or parent == child or not (
-                np.isfinite([*place, *turn]).all() and np.abs(place).max() < _FURTHEST
+                np.isfinite([*position, *rotation]).all() and np.abs(position).max() < _MAX_METRES
                 and abs(length * length - 1) <= _NORM_TOLERANCE):
             problem = (
                 f'The tf link {quoted(parent)} to {quoted(child)} with translation '
-                f'{place.tolist()} and quaternion {turn.tolist()} of length {length:.4g} does not '
-                'count: it needs two different frames, finite metres, and a quaternion of length '
-                '1 (no rotation is 0, 0, 0, 1). Correct its publisher.')
+                f'{position.tolist()} and quaternion {rotation.tolist()} of length {length:.4g} '
+                'does not count: it needs two different frames, finite metres, and a quaternion '
+                'of length 1 (no rotation is 0, 0, 0, 1). Correct its publisher.')
             with self._lock:
                 self._refused[child] = problem
             raise TransformError(WRONG_LINK, problem)
@@ -154,60 +155,60 @@ class TransformTree:
             self._refused.pop(child, None)
             link = self._links.get(child)
             if time is None or link is None or link.static or link.parent != parent or (
-                    # Time has jumped back: what it was then is not what it is.
-                    self._most and time < link.times[-1] - _JUMP_BACK):
+                    # After a jump back in time, the history belongs to another run.
+                    self._max_entries and time < link.times[-1] - _JUMP_BACK):
                 link = self._links[child] = _Link(parent, child, time is None)
-            at = bisect_left(link.times, time or 0)
-            known = at < len(link.times) and link.times[at] == time  # which is replaced
-            link.times[at:at + known] = [time or 0]
-            link.poses[at:at + known] = [(place, turn / length)]
-            if self._most:
-                del link.times[:-self._most], link.poses[:-self._most]
+            index = bisect_left(link.times, time or 0)
+            is_replaced = index < len(link.times) and link.times[index] == time
+            link.times[index:index + is_replaced] = [time or 0]
+            link.poses[index:index + is_replaced] = [(position, rotation / length)]
+            if self._max_entries:
+                del link.times[:-self._max_entries], link.poses[:-self._max_entries]
 
     def add_message(self, message: Any, *, static: bool) -> list[str]:
-        """Take over a `tf2_msgs/TFMessage`, or anything with its fields.
+        """Add the transforms of a `tf2_msgs/TFMessage`, or anything with its fields.
 
         Args:
-            message: of /tf or /tf_static.
-            static: whether its transforms hold for ever.
+            message: message of /tf or /tf_static.
+            static: whether its transforms are static.
 
         Returns:
-            What could not be used, a sentence each; the rest of the message counts.
+            A sentence about each transform that is invalid; the others are added.
 
         """
         problems = []
         for stamped in message.transforms:
             header, pose = stamped.header, stamped.transform
-            place, turn = pose.translation, pose.rotation
+            at, turn = pose.translation, pose.rotation
             stamp = header.stamp.sec * _NANOSECONDS + header.stamp.nanosec
             try:
-                self.add(header.frame_id, stamped.child_frame_id, (place.x, place.y, place.z),
+                self.add(header.frame_id, stamped.child_frame_id, (at.x, at.y, at.z),
                          (turn.x, turn.y, turn.z, turn.w), None if static else stamp)
             except TransformError as error:
                 problems.append(str(error))
         return problems
 
     def clear(self) -> None:
-        """Forget all frames that move, as when time jumps back; those that do not stay."""
+        """Remove the moving links, as when time jumps back; static ones stay."""
         with self._lock:
             self._links = {name: link for name, link in self._links.items() if link.static}
 
     def lookup(
         self, target: str, source: str, time: int, tolerance: float = 0.0,
     ) -> Transform:
-        """Give the transform that takes points of `source` into `target`.
+        """Look up the transform from `source` to `target`.
 
         Args:
             target: name of a frame.
             source: name of a frame.
             time: in nanoseconds; moving links are interpolated (translation linearly, rotation
                 along the shortest arc).
-            tolerance: seconds by which `time` may lie beyond a link's entries, the nearest of
-                which then counts.
+            tolerance: seconds by which `time` may be outside of a link's history; then its nearest
+                pose counts.
 
         Raises:
-            TransformError: the two are not connected, or a link has no entry at that time; names
-                the frame or link, and what is known instead.
+            TransformError: the frames are not connected, or a link has no pose at that time; names
+                the frame or link, and the frames or times that exist.
 
         """
         return self.lookup_between(target, time, source, time, tolerance)[0]
@@ -216,56 +217,56 @@ class TransformTree:
         self, target: str, time: int, source: str, source_time: int, tolerance: float = 0.0,
         still: float = math.inf, odom: str = '',
     ) -> tuple[Transform, float]:
-        """Give the transform that takes points of `source` at its time into `target` at another.
+        """Look up the transform from `source` at its time to `target` at another.
 
-        What moved between the two times counts by way of odom, the frame that both move in
-        without jumps (REP-105), and never of map. Where there is none, or tf does not know it at
-        these times, the nearest frame above both is taken for one.
+        The motion between the two times is measured in odom, the frame in which both move without
+        jumps (REP-105), never in map. Without such a frame, or its transforms at these times, the
+        nearest common ancestor stands for it.
 
         Args:
             target: name of a frame.
-            time: of the target, in nanoseconds.
+            time: time of the target, in nanoseconds.
             source: name of a frame.
-            source_time: of the source, likewise.
+            source_time: time of the source, likewise.
             tolerance: seconds, as in `lookup`.
-            still: seconds that the two times may be apart without a frame that both move in.
-            odom: name of that frame; '': the one with odom in its name, else the nearest that
-                both move in but map and earth.
+            still: largest difference of the times without odom, in seconds.
+            odom: name of odom; '': the frame with odom in its name, else the nearest in which both
+                move, except map and earth.
 
         Returns:
-            The transform, and the seconds in which nobody knows what moved: 0 with such a frame.
+            The transform, and the seconds of unmeasured motion: 0 with odom.
 
         Raises:
-            TransformError: as of `lookup`; or the times are farther apart than `still`.
+            TransformError: as of `lookup`; or the times differ by more than `still`.
 
         """
-        apart, beyond = abs(time - source_time) / _NANOSECONDS, round(tolerance * _NANOSECONDS)
+        interval, beyond = abs(time - source_time) / _NANOSECONDS, round(tolerance * _NANOSECONDS)
         target, source = frame_name(target), frame_name(source)
 
-        def by(frame: str) -> Transform:
-            return self._to(frame, target, time, beyond).inverse() \
-                @ self._to(frame, source, source_time, beyond)
+        def through(frame: str) -> Transform:
+            return self._compose(frame, target, time, beyond).inverse() \
+                @ self._compose(frame, source, source_time, beyond)
 
         with self._lock:
-            common, fixed = self._above(target, source, frame_name(odom))
-            if fixed and apart:
+            common, fixed = self._common_frames(target, source, frame_name(odom))
+            if fixed and interval:
                 try:
-                    return by(fixed), 0.0
+                    return through(fixed), 0.0
                 except TransformError:  # it is late, and may not be needed
-                    if apart > still:
+                    if interval > still:
                         raise
-            if apart > still:
+            if interval > still:
                 raise TransformError(APART, (
-                    f'the stamps of message and image are {apart:.3g} s apart; without a frame of '
-                    f'tf that the robot moves in without jumps, {odom or "such as odom"} and not '
-                    f'map, at most {still:g} s are bridged (odom_frame).'))
-            return by(common), apart
+                    f'the stamps of message and image are {interval:.3g} s apart; without a frame '
+                    f'of tf that the robot moves in without jumps, {odom or "such as odom"} and '
+                    f'not map, at most {still:g} s are bridged (odom_frame).'))
+            return through(common), interval
 
-    def _above(self, target: str, source: str, odom: str) -> tuple[str, str]:
-        """The nearest frame above both, and odom, which both move in with it, '' for none."""
+    def _common_frames(self, target: str, source: str, odom: str) -> tuple[str, str]:
+        """Find the nearest common ancestor, and odom above it, or ''."""
         up_source, up_target = self._ancestors(source), self._ancestors(target)
-        shared = [name for name in up_source if name in up_target]
-        if not shared:
+        common = [name for name in up_source if name in up_target]
+        if not common:
             ends = up_source[-1], up_target[-1]
             refused = ' '.join(self._refused[name] for name in ends if name in self._refused)
             raise TransformError(NO_TRANSFORM, (
@@ -274,16 +275,16 @@ class TransformTree:
                 f'{quoted(sorted(self._links), 200)}. ') + (refused or (
                     'Record /tf_static and /tf too, publish the link between them '
                     '(static_transform_publisher), or correct the frame_id of the message.')))
-        moved_in = [self._links[name].parent for name in shared[:-1]
+        moving = [self._links[name].parent for name in common[:-1]
                     if not self._links[name].static]
         if odom:
-            return shared[0], odom if odom in moved_in else ''
-        by_name = [name for name in moved_in if _ODOM in name.lower()]
-        others = [name for name in moved_in if name.rpartition('/')[2] not in _JUMPING]
-        return shared[0], [*by_name, *others, ''][0]
+            return common[0], odom if odom in moving else ''
+        by_name = [name for name in moving if _ODOM in name.lower()]
+        steady = [name for name in moving if name.rpartition('/')[2] not in _JUMPING]
+        return common[0], [*by_name, *steady, ''][0]
 
-    def _to(self, ancestor: str, name: str, time: int, beyond: int) -> Transform:
-        """From a frame to one above it."""
+    def _compose(self, ancestor: str, name: str, time: int, beyond: int) -> Transform:
+        """Compose the links from a frame to its ancestor."""
         result = IDENTITY
         while name != ancestor:
             link = self._links[name]
@@ -297,7 +298,7 @@ class TransformTree:
         return result
 
     def _ancestors(self, name: str) -> list[str]:
-        """The frame itself, its parent, and so on to the root."""
+        """List the frame, its parent, and so on to the root."""
         names = [name]
         while (link := self._links.get(names[-1])) is not None:
             if link.parent in names:
@@ -309,24 +310,24 @@ class TransformTree:
 
 
 def frame_name(name: str) -> str:
-    """A frame's name without the leading slash of tf's first version: the same frame."""
+    """Remove the leading slash of tf's first version from a frame's name."""
     return str(name).removeprefix('/')
 
 
-def _slerp(first: Float64, second: Float64, share: float) -> Float64:
-    """Unit quaternion at a share of the shorter way from one to another."""
+def _slerp(first: Float64, second: Float64, fraction: float) -> Float64:
+    """Interpolate unit quaternions spherically, on the shorter arc."""
     cosine = float(first @ second)
     if cosine < 0:  # the same rotation, on the shorter way
         second, cosine = -second, -cosine
     angle = np.arccos(min(cosine, 1.0))
-    weights = (1 - share, share) if np.sin(angle) < _SAME_ROTATION else (
-        np.sin((1 - share) * angle) / np.sin(angle), np.sin(share * angle) / np.sin(angle))
+    weights = (1 - fraction, fraction) if np.sin(angle) < _SAME_ROTATION else (
+        np.sin((1 - fraction) * angle) / np.sin(angle), np.sin(fraction * angle) / np.sin(angle))
     mixed: Float64 = weights[0] * first + weights[1] * second
     return mixed / np.linalg.norm(mixed)
 
 
 def rotation_matrix(quaternion: ArrayLike) -> Float64:
-    """(3, 3) of a unit quaternion x, y, z, w."""
+    """Convert a unit quaternion x, y, z, w to a rotation matrix (3, 3)."""
     x, y, z, w = np.asarray(quaternion, np.float64)
     return np.array([
         [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP weights: where they come from, what they are, and whether they are what they should be."""
+"""CLIP weights: found, downloaded, read, and checked against their architecture and SHA-256."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ import http.client
 import os
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from . import files
 from .errors import ConfigError, WeightsError, did_you_mean, quoted
+from .releases import (
+    DEMO,
+    OPEN_CLIP,
+    RELEASES,
+    UNTRAINED,
+    Release,
+    WeightsInfo,
+    file_digest,
+    user_file,
+)
 from .state_dict import (
     Architecture,
     Log,
@@ -26,83 +35,42 @@ from .state_dict import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-UNTRAINED = 'untrained'
-DEMO = 'demo'  # the small CLIP that comes with this package (docs/demo_model.md)
-OPEN_CLIP = 'open_clip:'  # what a backbone begins with that is one of open_clip's models
+__all__ = [
+    'DEMO', 'DEMO_FILE', 'DOWNLOAD_SERVER', 'RELEASES', 'UNTRAINED', 'Loaded', 'WeightsInfo',
+    'cache_folder', 'fetch', 'file_digest', 'find', 'load', 'read_file',
+]
+
 DEMO_FILE = Path(__file__).parents[1] / 'models' / 'demo.pt'
-_AT_ONCE = ('What runs at once is --weights demo (of the node: weights: demo), a small model of '
+_DEMO_HINT = ('What runs at once is --weights demo (of the node: weights: demo), a small model of '
             'rendered rooms.')
 DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
-# Widths of the attention heads of models that are not OpenAI's: So400m, ViT-H, -g, -bigG, -e.
-_OTHER_HEADS = 72, 80, 88, 104, 112
-_SUFFIXES = '.pt', '.pth', '.bin', '.ckpt', '.safetensors'
-
-
-class Release(NamedTuple):
-    """One of OpenAI's released models."""
-
-    file: str
-    sha256: str
-    architecture: Architecture
-
-
-RELEASES: Mapping[str, Release] = {
-    name: Release(f'{name.replace("/", "-").replace("@", "-")}.pt', sha256, Architecture(*shape))
-    for name, sha256, *shape in (
-        ('RN50', 'afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762',
-         1024, 224, (3, 4, 6, 3), 64, None, 512),
-        ('RN101', '8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599',
-         512, 224, (3, 4, 23, 3), 64, None, 512),
-        ('RN50x4', '7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd',
-         640, 288, (4, 6, 10, 6), 80, None, 640),
-        ('RN50x16', '52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa',
-         768, 384, (6, 8, 18, 8), 96, None, 768),
-        ('RN50x64', 'be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c',
-         1024, 448, (3, 15, 36, 10), 128, None, 1024),
-        ('ViT-B/32', '40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af',
-         512, 224, 12, 768, 32, 512),
-        ('ViT-B/16', '5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f',
-         512, 224, 12, 768, 16, 512),
-        ('ViT-L/14', 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836',
-         768, 224, 24, 1024, 14, 768),
-        ('ViT-L/14@336px', '3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02',
-         768, 336, 24, 1024, 14, 768))}
-
-
-@dataclass(frozen=True)
-class WeightsInfo:
-    """What the estimator runs on."""
-
-    name: str  # official name, 'demo', file name, 'untrained', or 'state dict'
-    source: str  # where it came from, in words
-    digest: str  # SHA-256 (hex) of the file, or of the tensors of a state dict
-    trained: bool = True  # False when the numbers are random, and with them the depth
-
+# Widths of attention heads, as in So400m, ViT-H, -g, -bigG and -e; OpenAI's are 64 wide.
+_LARGE_HEAD_WIDTHS = 72, 80, 88, 104, 112
 
 Loaded = tuple[WeightsInfo, dict[str, 'Tensor']]
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Folder of weights and text features, which need not be there yet.
+    """Choose the folder of weights and text features, which need not exist yet.
 
-    The one given, else $DEPTHCLIP_CACHE, else depthclip_ros in $XDG_CACHE_HOME or in ~/.cache.
-    ConfigError if that can be no folder.
+    `cache_dir`, else $DEPTHCLIP_CACHE, else depthclip_ros in $XDG_CACHE_HOME or in ~/.cache.
+    ConfigError if no folder can have that name.
     """
-    chosen = cache_dir or os.environ.get('DEPTHCLIP_CACHE') or (
+    folder = cache_dir or os.environ.get('DEPTHCLIP_CACHE') or (
         f'{os.environ.get("XDG_CACHE_HOME") or "~/.cache"}/depthclip_ros')
     try:
-        path = files.user_path(chosen)
+        path = files.user_path(folder)
         if not (cache_dir or path.is_absolute()):
             raise NotADirectoryError(0, 'it is relative to wherever the process was started')
     except OSError as error:
         raise ConfigError(
-            f'{quoted(str(chosen))} cannot be the folder of the cache: {error.strerror}. Set '
+            f'{quoted(str(folder))} cannot be the folder of the cache: {error.strerror}. Set '
             'cache_dir or $DEPTHCLIP_CACHE to the whole path of a folder.') from error
     return path.absolute()
 
 
 def find(name: str, cache_dir: Path) -> Path | None:
-    """Path of an official model on this machine: our cache, then that of OpenAI's own loader."""
+    """Find an official model in our cache, then in that of OpenAI's loader; None if in neither."""
     file = RELEASES[name].file
     paths = cache_dir / 'weights' / file, Path(os.path.expanduser('~/.cache/clip')) / file  # noqa: PTH111
     return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
@@ -110,22 +78,21 @@ def find(name: str, cache_dir: Path) -> Path | None:
 
 def fetch(name: str, cache_dir: Path, log: Log = print, server: str = DOWNLOAD_SERVER, *,
           offline: bool = False) -> Path:
-    """Path of an official model, downloaded and verified if it is not on this machine.
+    """Find an official model, or download and verify it from SERVER/SHA256/FILE.
 
-    The server has it at SERVER/SHA256/FILE. WeightsError: unknown name, offline, no network, no
-    space, or a wrong checksum.
+    WeightsError: unknown name, offline, no network, no space, or a wrong checksum.
     """
     if name not in RELEASES:
         raise WeightsError(f'{quoted(name)} is no CLIP model; there are {", ".join(RELEASES)}.')
-    found, (file_name, sha256, _) = find(name, cache_dir), RELEASES[name]
-    if found:
-        return found
+    cached, (file_name, sha256, _) = find(name, cache_dir), RELEASES[name]
+    if cached:
+        return cached
     target, url = cache_dir / 'weights' / file_name, f'{server}/{sha256}/{file_name}'
     if offline:
         raise WeightsError(
             f'{name}: not in the cache ({target.parent}) and offline is set. Run '
             f"'depthclip fetch {name}' while there is a network, or give weights: PATH. "
-            f'{_AT_ONCE}')
+            f'{_DEMO_HINT}')
     from tqdm import tqdm  # only needed here; comes with clip
     log(f'Downloading {name} from {url}')
     digest = hashlib.sha256()
@@ -144,62 +111,32 @@ def fetch(name: str, cache_dir: Path, log: Log = print, server: str = DOWNLOAD_S
             f'{name}: cannot be fetched from {url} into {target.parent}: {error}. Try again; or '
             f"on a machine with a network run 'depthclip fetch {name}' and copy the file to that "
             'folder, or give weights: PATH; or set cache_dir or $DEPTHCLIP_CACHE to a folder that '
-            f'can be written and has room. {_AT_ONCE}') from error
+            f'can be written and has room. {_DEMO_HINT}') from error
     return target
 
 
-def user_file(name: str | Path) -> Path:
-    """Whole path of a file as a user named it; whether it is there shows when it is read."""
-    return Path(os.path.expanduser(name)).absolute()  # noqa: PTH111 (which raises)
-
-
-def file_digest(path: Path, release: Release | None = None) -> str:
-    """SHA-256 of a file, in hex; WeightsError if it is not the release that it should be."""
-    digest = hashlib.sha256()
-    try:
-        with files.open_regular(path) as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        listed = sorted(name for name in os.listdir(path) if name.endswith(_SUFFIXES)  # noqa: PTH208
-                        ) if os.path.isdir(path) else []  # noqa: PTH112 (which raises)
-        near = did_you_mean([path.name], list(RELEASES)).replace('did', 'Did')
-        remedy = f'one of the files in it ({", ".join(listed)})' if listed else (
-            f'a file that user {os.geteuid()} can read (chmod a+r FILE, a+rx on its folders)'
-            if os.path.exists(path) else 'a file')  # noqa: PTH110 (which raises)
-        raise WeightsError(
-            f'{quoted(str(path), 200)}: cannot be read: {error.strerror}. {near}Give weights: '
-            f'{remedy}, or one of {", ".join(RELEASES)}, {DEMO!r} or {UNTRAINED!r}.') from error
-    found = digest.hexdigest()
-    if release is not None and found != release.sha256:
-        raise WeightsError(f'{path}: SHA-256 is {found}, expected {release.sha256}; the file is '
-                           'damaged or not the official one. Delete it and fetch it again, or '
-                           'give it as weights: PATH if it is yours.')
-    return found
-
-
 def _openai_name(backbone: str) -> str:
-    """A name as open_clip and Hugging Face spell it, as OpenAI does."""
+    """Convert open_clip's or Hugging Face's name of a model to OpenAI's spelling."""
     name = backbone.lower().rpartition('clip-')[2]
     return name.replace('base-patch', 'b/').replace('large-patch', 'l/')
 
 
 def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cache_dir: Path,
          log: Log = print, *, offline: bool = False) -> Loaded:
-    """Load CLIP weights from wherever they are.
+    """Load CLIP weights by name, from a file or from memory.
 
     Args:
         weights: official name, 'demo', file (state dict, safetensors, or OpenAI's own archive),
-            'untrained', a state dict, '' for the backbone's official weights, or what this has
-            returned, which is given back.
-        backbone: the architecture they must have; 'auto' takes any of OpenAI's layout.
-        cache_dir: where official weights are looked up and kept.
-        log: told what happens, in sentences.
+            'untrained', a state dict, '' for the backbone's official weights, or an earlier
+            result of this function, which it returns as it is.
+        backbone: the architecture they must have; 'auto' takes any in OpenAI's layout.
+        cache_dir: folder of official weights.
+        log: gets a sentence about each step.
         offline: forbid a download.
 
     Returns:
-        What was loaded, and the state dict in OpenAI's layout (or `OpenClipWeights`), on the CPU.
-        A state dict that was given is copied.
+        Their identity, and the state dict in OpenAI's layout (or `OpenClipWeights`) on the CPU,
+        a copy where `weights` is one.
 
     Raises:
         WeightsError: missing, corrupt, of another architecture, wrong checksum, not finite.
@@ -209,12 +146,12 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
     if isinstance(weights, tuple):
         return weights
     if backbone.startswith(OPEN_CLIP):
-        from . import open_clip
+        from . import open_clip  # and with it torch, which names and downloads do not need
         return open_clip.load(weights, backbone, log, offline=offline)
     if backbone != 'auto' and backbone not in RELEASES:
-        near = did_you_mean([_openai_name(backbone)], list(RELEASES))
-        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; {near}use auto, one of '
-                           f'{", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
+        suggestion = did_you_mean([_openai_name(backbone)], list(RELEASES))
+        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; {suggestion}use auto, one '
+                           f'of {", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
     if isinstance(weights, Mapping):
         import torch
         state_dict = {name: tensor.cpu().clone(memory_format=torch.contiguous_format)
@@ -230,24 +167,24 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
         if name in RELEASES:
             log(f'{name} is read from {path}, checksum verified.')
         info = WeightsInfo(name if name in (DEMO, *RELEASES) else path.name, str(path), digest)
-    found = architecture(state_dict, info.source)
+    shape = architecture(state_dict, info.source)
     if backbone not in ('auto', *(name for name, release in RELEASES.items()
-                                  if release.architecture == found)):
+                                  if release.architecture == shape)):
         raise WeightsError(
-            f"{info.source}: the weights' architecture is {found}, but backbone is '{backbone}'; "
+            f"{info.source}: the weights' architecture is {shape}, but backbone is '{backbone}'; "
             f'give other weights, or settings that fit (of {DEMO!r}: config/demo.yaml; backbone: '
             'auto takes what the weights hold).')
     if info.name != DEMO and info.trained and not _is_release(info.digest):
-        _check_guesses(found, info.source, log)
+        _check_assumptions(shape, info.source, log)
     return info, state_dict
 
 
 def read_file(
     path: Path, release: Release | None = None, log: Log = print,
 ) -> tuple[str, dict[str, Tensor]]:
-    """SHA-256 and state dict of a file in OpenAI's layout; WeightsError if it is something else.
+    """Read SHA-256 and state dict of a file in OpenAI's layout; WeightsError if it is not one.
 
-    `log` is told what is left out.
+    `log` gets the names of tensors that are left out.
     """
     digest = file_digest(path, release)
     data = read_data(path, is_release=_is_release(digest))
@@ -259,19 +196,19 @@ def _is_release(digest: str) -> bool:
     return any(digest == release.sha256 for release in RELEASES.values())
 
 
-def _check_guesses(shape: Architecture, source: str, log: Log) -> None:
-    """Say what is taken for granted of weights that are no release; refuse what is likely wrong.
+def _check_assumptions(shape: Architecture, source: str, log: Log) -> None:
+    """Log the assumptions about weights that are no release; refuse an unlikely architecture.
 
-    The width of an attention's heads and the activation are not in a state dict. All of OpenAI's
-    models have heads of 64 channels and QuickGELU, which open_clip's have only in part.
+    A state dict tells neither the width of the attention heads nor the activation. All of
+    OpenAI's models have heads of 64 channels and QuickGELU, but not all of open_clip's.
     """
     if shape.patch and shape.width not in {
-            each.architecture.width for each in RELEASES.values()} and any(
-            shape.width % head == 0 for head in _OTHER_HEADS):
+            release.architecture.width for release in RELEASES.values()} and any(
+            shape.width % head == 0 for head in _LARGE_HEAD_WIDTHS):
         raise WeightsError(
             f"{source}: its vision transformer is {shape.width} wide, which none of OpenAI's is, "
             'and the width of its attention heads is not in the file: 64, or '
-            f'{", ".join(map(str, _OTHER_HEADS))} as in larger models. Give backbone: '
+            f'{", ".join(map(str, _LARGE_HEAD_WIDTHS))} as in larger models. Give backbone: '
             f'{OPEN_CLIP}ARCHITECTURE/TAG, the model of open_clip that it is (docs/variants.md).')
     log(f"{source}: heads and activation are not in a state dict, and are taken to be OpenAI's: "
         'heads of 64 channels, QuickGELU. If open_clip trained these weights, give backbone: '
@@ -279,7 +216,7 @@ def _check_guesses(shape: Architecture, source: str, log: Log) -> None:
 
 
 def _untrained(backbone: str) -> Loaded:
-    """Random weights of an official shape, where no real ones can be had."""
+    """Make random weights of an official architecture, for tests without a download."""
     import torch
 
     from .clip_package import import_clip

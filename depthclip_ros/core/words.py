@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words as text features (paper §3.2) and their cache on disk; scenes, and bins by scene (§5).
+"""Text features of words (paper §3.2) and their cache on disk; scenes, and bins by scene (§5).
 
-The words never change between images, so the text encoder runs once; with a filled cache it is
-not even built.
+The words do not change between images, so the text encoder runs once, and not at all if the cache
+has their features.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
 from .errors import ConfigError, WeightsError, first_of, quoted
 from .projection import LOGIT_SCALE
+from .releases import OPEN_CLIP
 from .state_dict import Log, OpenClipWeights, TextEncoder
-from .weights import OPEN_CLIP
 
-ALIKE = 0.999  # cosine of words that a model cannot tell apart
-MOST_NAMED = 10  # words, or pairs of them, in a sentence
+ALIKE = 0.999  # cosine above which a model cannot tell words apart
+MAX_LISTED = 10  # words, or pairs of them, in a sentence
 
 
 class Phrases(NamedTuple):
-    """What has text features of its own."""
+    """Words and the sentences around them, which together determine text features."""
 
     words: tuple[str, ...]
     templates: tuple[str, ...]
-    setting: str = 'tokens'  # which gives them, for errors
+    setting: str = 'tokens'  # name of the setting with the words, for errors
 
 
 def phrases_of(config: DepthConfig) -> list[Phrases]:
-    """The tokens, and the scenes if there are any."""
+    """List the phrases of the tokens, and those of the scenes if the settings have any."""
     scenes = Phrases(config.scenes, config.scene_templates, 'scenes')
     return [Phrases(config.tokens, config.templates), *[scenes] * config.has_scenes]
 
@@ -70,13 +70,13 @@ def encode(phrases: Phrases, state_dict: Mapping[str, Tensor]) -> NDArray[np.flo
     with torch.inference_mode():
         for word in phrases.words:
             try:
-                tokenized = tokenize([one.replace('{}', word) for one in phrases.templates])
+                tokens = tokenize([text.replace('{}', word) for text in phrases.templates])
             except RuntimeError as error:
                 raise ConfigError(
                     f'{phrases.setting}: {quoted(word)} with templates '
                     f"{quoted(list(phrases.templates))} is longer than the model's {context} text "
                     'tokens; shorten it.') from error
-            features = encoder(tokenized)
+            features = encoder(tokens)
             features = features / features.norm(dim=-1, keepdim=True)
             mean = features.mean(dim=0)
             rows.append(mean / mean.norm())
@@ -84,27 +84,26 @@ def encode(phrases: Phrases, state_dict: Mapping[str, Tensor]) -> NDArray[np.flo
     return encoded
 
 
-def unknown_words(texts: Sequence[str], state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Words that a model has never learnt, each once, in their order.
+def words_out_of_vocabulary(texts: Sequence[str], state_dict: Mapping[str, Tensor]) -> list[str]:
+    """List the words outside a model's vocabulary, each once, in their order.
 
-    A model with a small vocabulary, as the demo's, keeps one and the same row for all words
-    outside of it. OpenAI's models have no such row, and know something of every text; so do
-    open_clip's, whose rows are not looked at.
+    A model with a small vocabulary, as the demo's, has the same token embedding for all words
+    outside of it. OpenAI's and open_clip's models have an embedding for every text.
     """
     if isinstance(state_dict, OpenClipWeights):
         return []
-    rows = state_dict['token_embedding.weight']
-    # A row that more than half of all are has the commonest first number.
-    unknown = (rows == rows[rows[:, 0].mode().indices]).all(dim=1)
-    if unknown.sum() <= len(rows) // 2:
+    embeddings = state_dict['token_embedding.weight']
+    # An embedding that more than half of the tokens share has the commonest first number.
+    is_out_of_vocabulary = (embeddings == embeddings[embeddings[:, 0].mode().indices]).all(dim=1)
+    if is_out_of_vocabulary.sum() <= len(embeddings) // 2:
         return []
     tokenizer = import_clip().tokenizer
     return [word for word in dict.fromkeys(' '.join(texts).split())
-            if unknown[tokenizer.encode(word)].any()]
+            if is_out_of_vocabulary[tokenizer.encode(word)].any()]
 
 
 def are_alike(features: NDArray[np.float32]) -> bool:
-    """Whether (K, C) unit vectors of words are all the same, as of words that it does not know."""
+    """Tell whether (K, C) unit vectors of words are all alike, as outside of the vocabulary."""
     return bool((features @ features.T).min() > ALIKE)
 
 
@@ -112,22 +111,18 @@ def doubts(
     phrases: Phrases, features: NDArray[np.float32], weights: Callable[[], Mapping[str, Tensor]],
     *, thorough: bool,
 ) -> list[str]:
-    """What must be known of words and their (K, C) features before depth is believed: sentences.
+    """Compose warnings about words, and their (K, C) features, that the model cannot tell apart.
 
-    `weights` gives the tensors. Unless `thorough`, unknown words are not looked for where no two
-    words are alike, so that no tokenizer is loaded.
-
-    Raises:
-        ConfigError: two words are one and the same to the tokenizer.
-        WeightsError: the tokenizer cannot be imported.
-
+    `weights` returns the tensors. Unless `thorough`, words outside of the vocabulary are searched
+    only if two words are alike, so that no tokenizer is loaded otherwise. ConfigError: two words
+    have the same tokens. WeightsError: the tokenizer cannot be imported.
     """
     words, sentences = phrases.words, []
     pairs = np.argwhere(np.triu(features @ features.T, 1) > ALIKE)
     if len(pairs):
         _check_tokens(phrases, text_encoder(weights())[0])
-    if unknown := unknown_words(words, weights()) if thorough or len(pairs) else []:
-        names = first_of(map(quoted, unknown), MOST_NAMED)
+    if unlearnt := words_out_of_vocabulary(words, weights()) if thorough or len(pairs) else []:
+        names = first_of(map(quoted, unlearnt), MAX_LISTED)
         sentences.append(f'this model has never learnt {names}. All words that it does not know '
                          'are the same to it.')
     if are_alike(features) and len(words) > 1:
@@ -137,24 +132,25 @@ def doubts(
                          f'{ALIKE:g}): {answer}, whatever is in the picture.')
     elif len(pairs):
         names = first_of(
-            (f'{quoted(words[i])} from {quoted(words[j])}' for i, j in pairs), MOST_NAMED)
+            (f'{quoted(words[i])} from {quoted(words[j])}' for i, j in pairs), MAX_LISTED)
         sentences.append(f'this model cannot tell {names} (cosine above {ALIKE:g}): which of them '
                          'answers more says nothing.')
     return sentences
 
 
 def _check_tokens(phrases: Phrases, tokenize: Callable[[list[str]], Tensor]) -> None:
-    """Refuse words that the tokenizer, which cleans and lowers text, gives as the same."""
-    words: dict[str, str] = {}
+    """Check that no two words have the same tokens: the tokenizer cleans and lowers text."""
+    words_by_tokens: dict[str, str] = {}
     for word in phrases.words:
-        tokens = tokenize([one.replace('{}', word) for one in phrases.templates])
-        if (other := words.setdefault(str(tokens.tolist()), word)) != word:
-            raise ConfigError(f'{phrases.setting}: {quoted(other)} and {quoted(word)} are one and '
-                              'the same to the model, and so stand twice; give each word once.')
+        tokens = tokenize([template.replace('{}', word) for template in phrases.templates])
+        if (same_word := words_by_tokens.setdefault(str(tokens.tolist()), word)) != word:
+            raise ConfigError(
+                f'{phrases.setting}: {quoted(same_word)} and {quoted(word)} are one and the same '
+                'to the model, and so stand twice; give each word once.')
 
 
 def text_encoder(state_dict: Mapping[str, Tensor]) -> TextEncoder:
-    """Tokenizer, text encoder, and how many tokens a sentence may have."""
+    """Build tokenizer and text encoder; with the largest number of tokens of a sentence."""
     if isinstance(state_dict, OpenClipWeights):
         return state_dict.text_encoder()
     clip = import_clip()
@@ -165,10 +161,7 @@ def text_encoder(state_dict: Mapping[str, Tensor]) -> TextEncoder:
 
 
 def cache_path(phrases: Phrases, folder: Path, backbone: str, digest: str) -> Path:
-    """File of text features: its name is a hash of all that changes them.
-
-    Of the tokenizer, too: with another one the same weights see other sentences.
-    """
+    """Path of text features, by a hash of all that they depend on, the tokenizer included."""
     if backbone.startswith(OPEN_CLIP):
         from .open_clip import require
         versions = [f'open_clip {require(backbone).__version__}']
@@ -186,22 +179,22 @@ def cached_features(
     phrases: Phrases, folder: Path, backbone: str, digest: str,
     weights: Callable[[], Mapping[str, Tensor]], log: Log,
 ) -> tuple[NDArray[np.float32], bool]:
-    """Text features from the disk, else encoded and then kept there.
+    """Read text features from the cache on disk, or encode and store them.
 
     Args:
         phrases: words and templates.
-        folder: of the files, one for each combination of phrases, weights and tokenizer.
-        backbone: as in `DepthConfig`; it says whose tokenizer is used.
-        digest: of the weights.
-        weights: gives them where they are needed.
-        log: is told what cannot be used or stored.
+        folder: of the cache, with a file for each combination of phrases, weights and tokenizer.
+        backbone: as in `DepthConfig`; it determines the tokenizer.
+        digest: SHA-256 of the weights.
+        weights: returns the tensors, called only if the cache has no features.
+        log: gets warnings about files that cannot be read or written.
 
     Returns:
         (K, C) unit vectors, and whether they came from the disk.
 
     Raises:
         ConfigError: a sentence is longer than the model's context.
-        WeightsError: the weights give something else, or the tokenizer cannot be imported.
+        WeightsError: the features are not finite, or the tokenizer cannot be imported.
 
     """
     path = cache_path(phrases, folder, backbone, digest)
@@ -214,7 +207,7 @@ def cached_features(
         fault = f'they are {features.dtype} {features.shape}'
     except FileNotFoundError:
         fault = ''
-    except (OSError, EOFError, ValueError, TypeError) as error:  # what a damaged file raises
+    except (OSError, EOFError, ValueError, TypeError) as error:  # of a damaged file
         fault = str(error)
     if fault:
         log(f'WARNING: the text features in {path} cannot be used ({fault}); the words are '
@@ -235,67 +228,69 @@ def cached_features(
 
 @dataclass(frozen=True)
 class Scene:
-    """What kind of scene an image shows.
+    """Classification of an image into kinds of scene.
 
     Attributes:
-        names: the S kinds that there are.
-        probabilities: (S,) float32, with what the camera's images before have left in them.
-        plain: part that `bins` have in the image's bins, since the scene is uncertain: 0 to 1.
-        name: the most probable scene; '' while `plain` is more than a half.
+        names: the S kinds of scene.
+        probabilities: (S,) float32, an exponential moving average over the camera's images.
+        bins_weight: weight of `bins` in the image's bins, 0 to 1: large if the scene is uncertain.
+        name: the most probable scene; '' while `bins_weight` is more than a half.
 
     """
 
     names: tuple[str, ...]
     probabilities: NDArray[np.float32]
-    plain: float
+    bins_weight: float
     name: str
 
 
 def scene_probabilities(image: Tensor, text: Tensor, temperature: float) -> Tensor:
-    """Zero-shot classification as CLIP's own, the mean over the passes.
+    """Classify images zero-shot, as CLIP does, and average over the passes.
 
-    (passes, B, C) of the attention pool, of any length, and (S, C) unit vectors -> (B, S), sums
-    to 1 over S. All the same where an image has no finite features.
+    (passes, B, C) image embeddings, not normalised, and (S, C) unit vectors -> (B, S), sums to 1
+    over S; uniform if an embedding is not finite.
     """
     cosine = normalize(image, dim=2) @ text.T
     probabilities = (LOGIT_SCALE / temperature * cosine).softmax(dim=2).mean(dim=0)
-    usable = probabilities.isfinite().all(dim=1, keepdim=True)
-    return probabilities.where(usable, 1 / len(text))
+    finite = probabilities.isfinite().all(dim=1, keepdim=True)
+    return probabilities.where(finite, 1 / len(text))
 
 
-def mixed_bins(probabilities: Tensor, plain: Tensor, of_scenes: Tensor, bins: Tensor) -> Tensor:
-    """(B, K) bins of every image: the mean of (S, K) metres under (B, S) probabilities.
+def mixed_bins(
+    probabilities: Tensor, bins_weight: Tensor, scene_bins: Tensor, bins: Tensor,
+) -> Tensor:
+    """Average the scenes' bins (S, K) under (B, S) probabilities, then with `bins` (K,): (B, K).
 
-    A part (B,) of them are the plain ones, (K,) metres.
+    `bins_weight` (B,) is the weight of `bins`.
     """
-    mixture = probabilities @ of_scenes
-    return mixture + plain[:, None] * (bins - mixture)
+    mixture = probabilities @ scene_bins
+    return mixture + bins_weight[:, None] * (bins - mixture)
 
 
 def sort_into_scenes(
-    config: DepthConfig, probabilities: Tensor, before: Sequence[Scene | None],
+    config: DepthConfig, probabilities: Tensor, previous_scenes: Sequence[Scene | None],
 ) -> tuple[list[Scene], Tensor, Tensor]:
-    """Name the scenes of images, with what the cameras' images before have left in them.
+    """Classify images into scenes, with an exponential moving average over each camera's images.
 
     Args:
-        config: its scenes, `scene_memory` and `scene_entropy`.
-        probabilities: (B, S), of each image by itself.
-        before: the scene of the same camera's image before; None for none.
+        config: gives scenes, `scene_memory` and `scene_entropy`.
+        probabilities: (B, S), of each image alone; updated in place.
+        previous_scenes: scene of the same camera's previous image, or None.
 
     Returns:
-        The scenes, their probabilities (B, S), and the part (B,) of the plain bins: 0 up to an
-        entropy of `scene_entropy`, 1 where all are as probable as each other, linear in between.
+        The scenes, their probabilities (B, S), and the weight (B,) of `bins`: 0 up to an entropy
+        of `scene_entropy`, 1 for a uniform distribution, linear in between.
 
     """
     names, limit = config.scenes, config.scene_entropy
-    for i, scene in enumerate(before):
+    for i, scene in enumerate(previous_scenes):
         if scene is not None and scene.names == names:
-            past = torch.from_numpy(scene.probabilities).to(probabilities.device)
-            probabilities[i] += config.scene_memory * (past - probabilities[i])
-    plain = torch.zeros_like(probabilities[:, 0])
+            previous = torch.from_numpy(scene.probabilities).to(probabilities.device)
+            probabilities[i] += config.scene_memory * (previous - probabilities[i])
+    bins_weight = torch.zeros_like(probabilities[:, 0])
     if len(names) > 1 and limit < 1:
         entropy = torch.special.entr(probabilities).sum(dim=1) / math.log(len(names))
-        plain = ((entropy - limit) / (1 - limit)).clamp(0, 1)
-    named = [Scene(names, shares, part, names[int(shares.argmax())] if part <= 0.5 else '')
-             for shares, part in zip(probabilities.cpu().numpy(), plain.tolist(), strict=True)]
-    return named, probabilities, plain
+        bins_weight = ((entropy - limit) / (1 - limit)).clamp(0, 1)
+    scenes = [Scene(names, p, weight, names[int(p.argmax())] if weight <= 0.5 else '') for
+              p, weight in zip(probabilities.cpu().numpy(), bins_weight.tolist(), strict=True)]
+    return scenes, probabilities, bins_weight
