@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth as pictures for people: colours with a scale in metres, captions, contact sheets.
+"""Pictures of depth: colours with a scale in metres, captions, contact sheets.
 
-Every picture is uint8 (H, W, 3) in OpenCV's order, blue green red. A colour always means the same
-depth: a `Scale` is of a run, not of the picture at hand.
+Pictures are uint8 (H, W, 3) in OpenCV's order, blue green red. A `Scale` belongs to a run, not to
+a single picture, so that a colour always means the same depth.
 """
 
 from __future__ import annotations
@@ -37,25 +37,26 @@ VIRIDIS = COLORMAPS[0]
 class Scale(NamedTuple):
     """Colours of depth, evenly in its logarithm.
 
-    What is nearer than `low` has the nearest colour, what is farther than `high` the farthest.
+    Depth below `low` has the nearest colour, depth above `high` the farthest.
     """
 
     low: float  # [m], greater than 0
     high: float  # [m]
     colormap: str = VIRIDIS
 
-    def ticks(self, median: float = math.nan, least: float = 0.1) -> list[float]:
-        """Depths to label in metres, so far apart: the ends, a median between, round ones."""
+    def ticks(self, median: float = math.nan, min_distance: float = 0.1) -> list[float]:
+        """Choose labels in metres: the ends, the median, round numbers at a minimum distance."""
         labels = [self.low, self.high]
         exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)))
         for metres in (median, *(m * 10.0 ** e for m in (1, 2, 5, 3, 7, 1.5) for e in exponents)):
             if self.low < metres < self.high and all(
-                    abs(self.share(metres) - self.share(other)) >= least for other in labels):
+                    abs(self.share(metres) - self.share(label)) >= min_distance
+                    for label in labels):
                 labels.append(metres)
         return sorted(labels)
 
     def share(self, metres: float) -> float:
-        """Place on the scale, 0 at `low` and 1 at `high`."""
+        """Compute the position on the scale, 0 at `low` and 1 at `high`."""
         return math.log(metres / self.low) / math.log(self.high / self.low)
 
 
@@ -93,7 +94,7 @@ def colorize(depth: NDArray[np.floating[Any]], scale: Scale) -> Picture:
 
 
 def bins_scale(span: tuple[float, float], ratio: float = 1.0, colormap: str = VIRIDIS) -> Scale:
-    """Scale between the ends of bins in metres, times the camera's `focal_ratio`: it is steady."""
+    """Make a constant scale from the ends of bins in metres, times the camera's `focal_ratio`."""
     low, high = span if span[0] < span[1] else (span[0] / 2, span[1] * 2)
     return Scale(low * ratio, high * ratio, colormap)
 
@@ -102,27 +103,27 @@ def depth_scale(
     depths: Iterable[NDArray[np.floating[Any]]], colormap: str = VIRIDIS,
     limits: tuple[float, float] | None = None,
 ) -> Scale:
-    """Scale between limits in metres; None: of nearly all known depth of a run, 2 to 98 %."""
+    """Make a scale from limits in metres; None: quantiles 2 and 98 % of a run's depth."""
     if limits:
         return Scale(*limits, colormap)
-    known = np.concatenate([np.empty(0), *(d[np.isfinite(d) & (d > 0)] for d in depths)])
-    low, high = (float(v) for v in np.percentile(known, (2, 98))) if known.size else (1.0, 2.0)
+    valid = np.concatenate([np.empty(0), *(d[np.isfinite(d) & (d > 0)] for d in depths)])
+    low, high = (float(v) for v in np.percentile(valid, (2, 98))) if valid.size else (1.0, 2.0)
     return Scale(low, max(high, 1.05 * low), colormap)
 
 
 def color_bar(scale: Scale, height: int, median: float = math.nan) -> Picture:
     """Draw the scale: near at the bottom, labels at both ends, and a mark at the median."""
     margin = min(12, height // 4)
-    bar, across, length = canvas(height, BAR_WIDTH), BAR_WIDTH // 6, max(1, height - 2 * margin)
+    bar, bar_width, length = canvas(height, BAR_WIDTH), BAR_WIDTH // 6, max(1, height - 2 * margin)
     ramp = np.geomspace(scale.high, scale.low, length)
-    bar[margin:margin + length, :across] = colorize(ramp[:, None], scale)
+    bar[margin:margin + length, :bar_width] = colorize(ramp[:, None], scale)
 
     def row(metres: float) -> int:
         return margin + round((1 - scale.share(metres)) * (length - 1))
     if scale.low <= median <= scale.high:
-        bar[max(0, row(median) - 1):row(median) + 2, :across + 4] = FOREGROUND
-    for metres in scale.ticks(median, least=min(1.0, 18 / length)):
-        put_text(bar, f'{round(metres, 2):g} m', (across + 6, row(metres) + 5), 0.48,
+        bar[max(0, row(median) - 1):row(median) + 2, :bar_width + 4] = FOREGROUND
+    for metres in scale.ticks(median, min_distance=min(1.0, 18 / length)):
+        put_text(bar, f'{round(metres, 2):g} m', (bar_width + 6, row(metres) + 5), 0.48,
                  thickness=2 if metres == median else 1)
     return bar
 
@@ -131,10 +132,10 @@ def side_by_side(
     depth: NDArray[np.floating[Any]], scale: Scale, image: Picture | None = None,
     caption: str = '', warning: str = '',
 ) -> Picture:
-    """Put an image, if it is given, its depth and the depth's scale beside each other.
+    """Put an image (optional), its depth and the colour scale side by side.
 
     Args:
-        depth: metres, of any size; shown at the image's.
+        depth: (h, w) metres, resized to the image.
         scale: of the colours.
         image: uint8 (H, W, 3), BGR.
         caption: lines under the picture.
@@ -152,23 +153,23 @@ def side_by_side(
         scale, len(painted), median_of(depth))])
     for text in caption.splitlines():
         line = canvas(28, joined.shape[1])
-        put_text(line, text, (GAP, 19), _fitting(text, 0.5, 1, line.shape[1]))
+        put_text(line, text, (GAP, 19), _fitting_scale(text, 0.5, 1, line.shape[1]))
         joined = np.vstack([joined, line])
-    return warned(joined, warning) if warning else joined
+    return with_warning(joined, warning) if warning else joined
 
 
 def median_of(depth: NDArray[np.floating[Any]]) -> float:
-    """Median of what is known [m]; NaN where nothing is."""
-    known = depth[np.isfinite(depth)]
-    return float(np.median(known)) if known.size else math.nan
+    """Compute the median of finite depth [m]; NaN without any."""
+    valid = depth[np.isfinite(depth)]
+    return float(np.median(valid)) if valid.size else math.nan
 
 
 def contact_sheet(pictures: Sequence[Picture], title: str, width: int = 1600) -> Picture:
-    """Lay pictures of one size out in rows, under a title, on a sheet of a width in pixels."""
-    height, across = pictures[0].shape[:2]
-    columns = min(len(pictures), 2 if across > 1.6 * height else 4)
+    """Arrange pictures of one size in rows under a title; `width` is the sheet's, in pixels."""
+    height, picture_width = pictures[0].shape[:2]
+    columns = min(len(pictures), 2 if picture_width > 1.6 * height else 4)
     cell = (width - GAP) // columns
-    size = cell - GAP, max(1, round((cell - GAP) * height / across))
+    size = cell - GAP, max(1, round((cell - GAP) * height / picture_width))
     top = 36 + GAP
     sheet = canvas(top + -(-len(pictures) // columns) * (size[1] + GAP), width)
     put_text(sheet, title, (GAP, 25), 0.6)
@@ -180,8 +181,8 @@ def contact_sheet(pictures: Sequence[Picture], title: str, width: int = 1600) ->
     return sheet
 
 
-def warned(picture: Picture, text: str) -> Picture:
-    """A picture with `text` in white on a red stripe above it."""
+def with_warning(picture: Picture, text: str) -> Picture:
+    """Add a red stripe with `text` in white above a picture."""
     stripe = canvas(WARNING_HEIGHT, picture.shape[1])
     write_warning(stripe, text)
     return np.vstack([stripe, picture])
@@ -189,7 +190,7 @@ def warned(picture: Picture, text: str) -> Picture:
 
 def write_warning(picture: Picture, text: str) -> None:
     """Write `text` in white on a red stripe across the top of `picture`, in place."""
-    scale = _fitting(text, 0.65, 2, picture.shape[1])
+    scale = _fitting_scale(text, 0.65, 2, picture.shape[1])
     stripe = picture[:round(WARNING_HEIGHT * scale / 0.65)]
     stripe[:] = WARNING
     x = max(0, (picture.shape[1] - text_width(text, scale, 2)) // 2)
@@ -198,14 +199,14 @@ def write_warning(picture: Picture, text: str) -> None:
 
 def write_note(picture: Picture, text: str) -> None:
     """Write `text` small on a dark stripe along the bottom of `picture`, in place."""
-    scale = _fitting(text, 0.45, 1, picture.shape[1])
+    scale = _fitting_scale(text, 0.45, 1, picture.shape[1])
     stripe = picture[-max(8, round(40 * scale)):]
     stripe[:] = BACKGROUND
     put_text(stripe, text, (GAP, round(len(stripe) * 0.7)), scale)
 
 
 def png(picture: NDArray[Any]) -> bytes:
-    """PNG of a picture, or of one channel of 8 or 16 bits."""
+    """Encode a picture, or one channel of 8 or 16 bits, as PNG."""
     return bytes(cv2.imencode('.png', picture)[1].tobytes())
 
 
@@ -217,20 +218,20 @@ def canvas(height: int, width: int) -> Picture:
 
 
 def text_width(text: str, scale: float, thickness: int) -> int:
-    """Width in pixels of what `put_text` writes."""
+    """Measure the width in pixels of a text of `put_text`."""
     return int(cv2.getTextSize(printable(text), cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0])
 
 
 def put_text(
     picture: Picture, text: str, origin: tuple[int, int], scale: float, thickness: int = 1,
 ) -> None:
-    """Write a line, from the left end of its base."""
+    """Write a line; `origin` is the left end of its baseline."""
     cv2.putText(picture, printable(text), origin, cv2.FONT_HERSHEY_SIMPLEX, scale, FOREGROUND,
                 thickness, cv2.LINE_AA)
 
 
-def _fitting(text: str, scale: float, thickness: int, width: int) -> float:
-    """The largest scale up to this one at which a text fits a width, but no illegible one."""
+def _fitting_scale(text: str, scale: float, thickness: int, width: int) -> float:
+    """Reduce a font scale until a text fits a width, but not below legibility."""
     while scale > 0.25 and text_width(text, scale, thickness) > width - 2 * GAP:
         scale -= 0.05
     return scale

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages of texts, tables and pictures: as HTML, as Markdown, on a terminal; a table as LaTeX.
+"""Documents of text, tables and pictures, as HTML, Markdown or plain text; tables as LaTeX.
 
-A page is a list of blocks, which hold plain text. Each format escapes everything in its own way.
+A document is a list of blocks of plain text; each output format escapes it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Heading:
-    """Title of a section; `level` 1 is the page's own."""
+    """Title of a section; `level` 1 is the title of the document."""
 
     text: str
     level: int = 2
@@ -26,7 +26,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; a `warning` stands out, and what a `badge` ('yes', 'no', 'open') judges."""
+    """A paragraph; `warning` or `badge` ('yes', 'no', 'open') highlights it."""
 
     text: str
     warning: bool = False
@@ -34,19 +34,19 @@ class Text:
 
 
 class Strong(str):
-    """Cell with what counts, in bold."""
+    """Cell in bold, such as the best number."""
 
     __slots__ = ()
 
 
 class Quiet(str):
-    """Cell with others' numbers, in italics."""
+    """Cell in italics, such as a published number."""
 
     __slots__ = ()
 
 
 class Small(str):
-    """Cell with an interval, below its number."""
+    """Cell in small type, such as an interval below its number."""
 
     __slots__ = ()
 
@@ -57,10 +57,10 @@ class Table:
 
     Attributes:
         header: one text per column.
-        rows: as many cells as columns: plain, or `Strong`, `Quiet` or `Small`.
-        title: what it shows.
-        note: sentences below it.
-        texts: columns that are aligned as texts; all others hold numbers.
+        rows: one cell per column, a str, `Strong`, `Quiet` or `Small`.
+        title: above the table.
+        note: below the table.
+        texts: indices of left-aligned columns; all others are numbers.
 
     """
 
@@ -84,7 +84,7 @@ Block = Heading | Text | Table | Picture
 
 
 def to_html(blocks: Sequence[Block], footer: str = '') -> str:
-    """One page without scripts, that loads nothing but the pictures beside it."""
+    """Render one HTML page without scripts; it loads only the pictures beside it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name('templates')), autoescape=True,
@@ -97,7 +97,7 @@ def to_html(blocks: Sequence[Block], footer: str = '') -> str:
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """Markdown text (the dialect with tables)."""
+    """Render Markdown (the dialect with tables)."""
     def escape(text: str) -> str:
         plain = ' '.join(re.sub(r'([\\`*_\[\]<>|#~])', r'\\\1', text).split())
         mark = {Strong: '**', Quiet: '*'}.get(type(text), '') if text else ''
@@ -121,7 +121,7 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 
 def to_terminal(blocks: Sequence[Block]) -> str:
-    """Plain text: no markup, columns aligned; pictures are left out."""
+    """Render plain text with aligned columns, without pictures."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     parts = []
     for block in blocks:
@@ -132,23 +132,23 @@ def to_terminal(blocks: Sequence[Block]) -> str:
             parts.append(textwrap.fill(text, width) if width else text)
         elif isinstance(block, Table):
             lines = [block.header, *block.rows]
-            widths = [max(map(cells_of, column)) for column in zip(*lines, strict=True)]
+            widths = [max(map(terminal_width, column)) for column in zip(*lines, strict=True)]
             parts.append('\n'.join('  '.join(
-                padded(text, width, left=i in block.texts)
+                pad_to(text, width, left=i in block.texts)
                 for i, (text, width) in enumerate(zip(cells, widths, strict=True))).rstrip()
                 for cells in lines))
     return '\n\n'.join(parts) + '\n'
 
 
-def cells_of(text: str) -> int:
-    """Columns of a terminal that a text takes: two a letter of East Asia, none an accent."""
+def terminal_width(text: str) -> int:
+    """Count the terminal columns of a text: wide letters take two, combining accents none."""
     return sum(0 if unicodedata.combining(c) else
                2 if unicodedata.east_asian_width(c) in 'WF' else 1 for c in text)
 
 
-def padded(text: str, width: int, *, left: bool = True) -> str:
-    """A text with spaces behind it, or before it, that takes so many columns of a terminal."""
-    spaces = ' ' * (width - cells_of(text))
+def pad_to(text: str, width: int, *, left: bool = True) -> str:
+    """Pad a text with spaces to a number of terminal columns, on the right or the left."""
+    spaces = ' ' * (width - terminal_width(text))
     return text + spaces if left else spaces + text
 
 
@@ -161,23 +161,23 @@ _LATEX_STYLES = {Strong: r'\textbf{%s}', Quiet: r'\textit{%s}', Small: r'{\tiny 
 
 
 def to_latex(table: Table, warning: str = '') -> str:
-    """One table, for a paper that uses booktabs; remarks on rows stay out.
+    """Render one table for a paper with booktabs, without columns of remarks.
 
     Args:
         table: with names in its first column.
-        warning: what a reader of the file must know first.
+        warning: comment on the first line.
 
     """
     def escape(text: str) -> str:
-        """Text that LaTeX shows as it is; of letters that its fonts lack, their number."""
+        """Escape LaTeX; letters that its fonts lack become their code point."""
         plain = ''.join(_LATEX.get(
             c, c if c < '\x7f' or '\xa0' < c < 'ſ' else f'{{[}}U+{ord(c):04X}]') for c in text)
         return _LATEX_STYLES.get(type(text), '%s') % plain
-    shown = [i for i in range(len(table.header)) if i == 0 or i not in table.texts]
-    head, *rows = (' & '.join(escape(row[i]) for i in shown) + r' \\'
+    columns = [i for i in range(len(table.header)) if i == 0 or i not in table.texts]
+    head, *rows = (' & '.join(escape(row[i]) for i in columns) + r' \\'
                    for row in (table.header, *table.rows))
     return '\n'.join((
         *([f'% {warning}'] if warning else ()),
         r'\begin{table}', f'\\caption{{{escape(table.title)}}}',
-        f'\\begin{{tabular}}{{l{"r" * (len(shown) - 1)}}}', r'\toprule', head, r'\midrule', *rows,
-        r'\bottomrule', r'\end{tabular}', r'\end{table}', ''))
+        f'\\begin{{tabular}}{{l{"r" * (len(columns) - 1)}}}', r'\toprule', head, r'\midrule',
+        *rows, r'\bottomrule', r'\end{tabular}', r'\end{table}', ''))

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of depth by words, in one style: for reports, and for commands on one's own pictures.
+"""Matplotlib figures of predicted depth in one style, for reports and commands.
 
-Nothing is placed by hand but the order of the panels: matplotlib's constrained layout finds the
-room that labels need.
+Matplotlib's constrained layout places panels and labels.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ if TYPE_CHECKING:
     Place = tuple[int, int]  # row and column of a patch
 
 WIDTH = 6.9  # inches, the text width of a two-column paper
-TRUTH, PREDICTED = '#0072b2', '#d55e00'  # told apart by everyone
+TRUTH, PREDICTED = '#0072b2', '#d55e00'  # safe for colour-blind readers
 # One colour per patch, in the order of LETTERS; all stand out from wood, walls and floors.
 PATCHES = ('#d55e00', '#cc3fa0', '#0072b2', '#009e73')
 LETTERS = 'ABCD'
-QUANTILES = (0.05, 0.35, 0.65, 0.95)  # of the depth, where patches are taken
+QUANTILES = (0.05, 0.35, 0.65, 0.95)  # of the depth, of the selected patches
 #: Captions of `predictions` and of `responses` at `spots_of`.
 PREDICTIONS = (
     'As in the paper’s Figure 5, cropped to what the network sees. One colour scale of depth for '
@@ -57,9 +56,9 @@ RESPONSES = (
     'Bars: weight of each word, they sum to 1; dotted: the weight of a network that knows '
     'nothing. GT: median true depth of the patch. Pred: its depth; with flip_average that is the '
     'mean of the plain and the mirrored pass, and the bars are those of the plain one.')
-_GREY = '#' + bytes(UNKNOWN).hex()  # no value
-_WIDEST = 480  # pixels of a picture that is kept
-_COLUMNS = 5  # maps in a row
+_INVALID_COLOR = '#' + bytes(UNKNOWN).hex()
+_MAX_COLUMNS = 480  # pixels of a picture in a sample
+_MAPS_PER_ROW = 5
 _STYLE = {
     'font.family': 'DejaVu Sans', 'font.size': 7.5, 'axes.titlesize': 7.5, 'axes.labelsize': 7.5,
     'axes.linewidth': 0.6, 'xtick.labelsize': 6.5, 'ytick.labelsize': 6.5, 'legend.fontsize': 6.5,
@@ -80,64 +79,64 @@ class Sample(Struct, frozen=True, eq=False, kw_only=True):
 
     index: int = 0  # of the image in its data set
     name: str
-    scene: str = ''  # its class, where it is known
-    role: str = 'example'  # what it is an example of, as 'best', 'median' or 'worst'
+    scene: str = ''  # scene class, if known
+    role: str = 'example'  # such as 'best', 'median' or 'worst'
     rgb: NDArray[np.uint8]  # (H, W, 3)
     depth: Float32  # (H, W), predicted
-    truth: Float32  # (H, W), NaN where it does not count
+    truth: Float32  # (H, W), NaN where no pixel is scored
     weights: Float32 = np.zeros((0, 1, 1), np.float32)  # (K, h, w), of every word
     patch_depth: Float32 = np.full((1, 1), np.nan, np.float32)  # (h, w)
     tokens: list[str] = []  # the K words
-    bins: list[float] = []  # and their depth
+    bins: list[float] = []  # their depth, metres
     metrics: dict[str, float] = {}  # of this image, by name
 
     @property
     def label(self) -> str:
-        """Index, and scene class where it is known."""
+        """Index, and scene class if known."""
         return f'image {self.index}' + (f', {self.scene}' if self.scene else '')
 
 
 def sample_of(
     rgb: NDArray[np.uint8], prediction: DepthPrediction, config: DepthConfig, name: str = '',
 ) -> Sample:
-    """What words say of a picture, of which nothing was measured.
+    """Make a sample of a picture without measured depth.
 
     Args:
-        rgb: (H, W, 3) of the picture; at most 480 columns are kept.
-        prediction: of it.
-        config: with its words.
+        rgb: (H, W, 3); reduced to at most 480 columns.
+        prediction: of the picture.
+        config: of the prediction.
         name: of the picture.
 
     """
     height, width = prediction.image_size
-    scale = min(1.0, _WIDEST / width)
+    scale = min(1.0, _MAX_COLUMNS / width)
     size = round(width * scale), round(height * scale)
     depth = np.asarray(cv2.resize(
-        known(prediction.depth), size, interpolation=cv2.INTER_NEAREST), np.float32)
+        finite_or_nan(prediction.depth), size, interpolation=cv2.INTER_NEAREST), np.float32)
     return Sample(
         name=name, rgb=np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8),
         depth=depth, truth=np.full_like(depth, np.nan), weights=prediction.weights,
-        patch_depth=known(prediction.patch_depth), tokens=list(config.tokens),
+        patch_depth=finite_or_nan(prediction.patch_depth), tokens=list(config.tokens),
         bins=prediction.word_depths(config))
 
 
-def known(metres: Float32) -> Float32:
-    """NaN for what is too near or too far as well."""
+def finite_or_nan(metres: Float32) -> Float32:
+    """Replace infinite depth (out of range) by NaN."""
     return np.where(np.isfinite(metres), metres, np.float32(np.nan))
 
 
 def look() -> AbstractContextManager[None]:
-    """One look, whatever the user's settings are; drawing and writing both read them."""
+    """Set one style, regardless of the user's; use it for drawing and for saving."""
     return style.context(['default', _STYLE], after_reset=True)
 
 
 def new_figure(height: float) -> Figure:
-    """Empty page of the text's width and this height in inches."""
+    """Make an empty figure of the text's width, with a height in inches."""
     return Figure(figsize=(WIDTH, height), layout='constrained')
 
 
 def save(folder: Path, name: str, figure: Figure, title: str, caption: str) -> Picture:
-    """Write a figure into `figures/`; the same figure gives the same file.
+    """Write a figure into `figures/`; equal figures give equal files.
 
     Args:
         folder: of the page that shows it.
@@ -169,11 +168,11 @@ def save(folder: Path, name: str, figure: Figure, title: str, caption: str) -> P
 def predictions(
     samples: Sequence[Sample], symbols: Mapping[str, str], scale: Scale | None = None,
 ) -> Figure:
-    """One row per image: RGB, prediction, ground truth, error, and its numbers above.
+    """Draw one row per image: RGB, prediction, ground truth, error, with metrics above.
 
     Args:
         samples: the images.
-        symbols: of the metrics whose numbers are shown, with a place for each: 'rel {:.3f}'.
+        symbols: format of each metric that is shown, such as 'rel {:.3f}'.
         scale: of the colours of depth; None: `scale_of` the images.
 
     """
@@ -182,15 +181,16 @@ def predictions(
     parts: Any = figure.subfigures(len(samples), 1, squeeze=False)
     for part, sample in zip(parts[:, 0], samples, strict=True):
         photo, *panels = part.subplots(1, 4)
-        _photo(photo, sample, 'RGB')
+        _draw_photo(photo, sample, 'RGB')
         error = sample.depth - sample.truth
         sizes = np.abs(error[np.isfinite(error)])
         largest = max(float(np.percentile(sizes, 98)), 1e-3) if sizes.size else 1.0
-        _depth(panels[0], sample.depth, scale, 'Prediction')
-        truth = _depth(panels[1], sample.truth, scale, 'Ground truth')
-        _bar(part, truth, [photo, *panels[:2]], 'depth (m)', sample.truth, scale)
-        _bar(part, _map(panels[2], error, 'RdBu_r', Normalize(-largest, largest), 'Error'),
-             panels[2:], 'error (m)', error)
+        _draw_depth(panels[0], sample.depth, scale, 'Prediction')
+        truth = _draw_depth(panels[1], sample.truth, scale, 'Ground truth')
+        _draw_color_bar(part, truth, [photo, *panels[:2]], 'depth (m)', sample.truth, scale)
+        difference = _draw_map(
+            panels[2], error, 'RdBu_r', Normalize(-largest, largest), 'Error')
+        _draw_color_bar(part, difference, panels[2:], 'error (m)', error)
         numbers = '   '.join(text.format(sample.metrics[m])
                              for m, text in symbols.items() if m in sample.metrics)
         part.suptitle(f'{sample.role}: {sample.label}, {short(sample.name)}    {numbers}',
@@ -202,38 +202,39 @@ def distributions(
     edges: Sequence[float], counts: Mapping[str, Sequence[int]], bins: Sequence[Sequence[float]],
     label: str, everything: str = '',
 ) -> Figure:
-    """How often each depth occurs: a panel each on common axes, from near to far.
+    """Draw distributions of depth: a panel each on common axes, from near to far.
 
     Args:
         edges: (n + 1,) metres.
-        counts: n numbers each, by the panels' titles.
-        bins: metres to mark, of each.
-        label: of the depth.
-        everything: the title of what is drawn in every panel, too, instead of in its own.
+        counts: n pixel counts of each distribution, by panel title.
+        bins: metres to mark in each panel.
+        label: of the depth axis.
+        everything: title of the distribution that all panels show, instead of an own panel.
 
     """
     edges_ = np.asarray(edges, float)
-    drawn = {title: (density(edges_, numbers), marks)
-             for (title, numbers), marks in zip(counts.items(), bins, strict=True) if sum(numbers)}
-    titles = sorted((t for t in drawn if t != everything),
-                    key=lambda t: quantile(edges_, drawn[t][0], 0.5)) or list(drawn)
-    high = max(float(values.max()) for values, _ in drawn.values())
+    curves = {title: (density(edges_, numbers), marks)
+              for (title, numbers), marks in zip(counts.items(), bins, strict=True)
+              if sum(numbers)}
+    titles = sorted((t for t in curves if t != everything),
+                    key=lambda t: quantile(edges_, curves[t][0], 0.5)) or list(curves)
+    highest = max(float(values.max()) for values, _ in curves.values())
     columns = min(len(titles), 4)
     rows = -(-len(titles) // columns)  # the legend goes where a panel is missing, or above
     is_full = len(titles) == rows * columns
     figure = new_figure(1.15 * rows + 0.3 + 0.4 * (rows == 1) + 0.2 * is_full)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, title in zip(panels.flat, titles, strict=False):
-        values, marks = drawn[title]
+        values, marks = curves[title]
         axes.stairs(values, edges_, fill=True, color=TRUTH, alpha=0.55, lw=0, label='this one')
-        if everything in drawn:
-            axes.stairs(drawn[everything][0], edges_, color='#555555', lw=0.7, label=everything)
+        if everything in curves:
+            axes.stairs(curves[everything][0], edges_, color='#555555', lw=0.7, label=everything)
         axes.axhline(0, color='black', lw=0.5)
         axes.axvline(quantile(edges_, values, 0.5), color=TRUTH, lw=0.9, ls='--', label='median')
-        axes.vlines(marks, -0.075 * high, 0, color=PREDICTED, lw=0.9, label='bins')
+        axes.vlines(marks, -0.075 * highest, 0, color=PREDICTED, lw=0.9, label='bins')
         axes.set_title(title)
-    panels[0, 0].set(xlim=(0, max(quantile(edges_, d, 0.995) for d, _ in drawn.values())),
-                     ylim=(-0.09 * high, 1.05 * high))
+    panels[0, 0].set(xlim=(0, max(quantile(edges_, d, 0.995) for d, _ in curves.values())),
+                     ylim=(-0.09 * highest, 1.05 * highest))
     for place, axes in enumerate(panels.flat[len(titles):], len(titles) - columns):
         axes.set_axis_off()
         panels.flat[place].tick_params(labelbottom=True)
@@ -248,20 +249,20 @@ def distributions(
 
 
 def density(edges: NDArray[np.float64], counts: Any) -> NDArray[np.float64]:
-    """Share of the pixels per metre."""
+    """Convert counts to a density: fraction of the pixels per metre."""
     numbers = np.asarray(counts, float)
     result: NDArray[np.float64] = numbers / (numbers.sum() * np.diff(edges))
     return result
 
 
 def quantile(edges: NDArray[np.float64], values: NDArray[np.float64], share: float) -> float:
-    """Depth below which a share of the pixels lies [m]."""
+    """Compute a quantile of a density [m]."""
     below = np.concatenate([[0.0], np.cumsum(values * np.diff(edges))])
     return float(np.interp(share, below, edges))
 
 
 def scale_of(samples: Sequence[Sample]) -> Scale:
-    """One colour scale of a run's images, predictions and ground truth."""
+    """Make one colour scale for predictions and ground truth of all samples."""
     return depth_scale(depth for sample in samples for depth in (sample.depth, sample.truth))
 
 
@@ -271,12 +272,12 @@ def scale_of(samples: Sequence[Sample]) -> Scale:
 def responses(
     sample: Sample, title: str, spots: Mapping[Place, str], scale: Scale | None = None,
 ) -> Figure:
-    """Picture, depth, and how much each word answers in patches: the paper's Figure 4.
+    """Draw picture, depth, and the weights of all words in patches: the paper's Figure 4.
 
     Args:
-        sample: what the words say.
+        sample: the image and its prediction.
         title: above the picture.
-        spots: up to four patches, and what stands above their bars.
+        spots: up to four patches, and the titles of their bars.
         scale: of the colours of depth; None: `scale_of` the image.
 
     """
@@ -286,26 +287,26 @@ def responses(
     figure = new_figure(photo + below)
     parts: Any = figure.subfigures(2, 1, height_ratios=[photo, below])
     left, right = parts[0].subplots(1, 2)
-    _photo(left, sample, title)
+    _draw_photo(left, sample, title)
     scale = scale or scale_of([sample])
-    _bar(parts[0], _depth(right, sample.depth, scale, 'depth'), [right], 'depth (m)', sample.depth,
-         scale)
+    image = _draw_depth(right, sample.depth, scale, 'depth')
+    _draw_color_bar(parts[0], image, [right], 'depth (m)', sample.depth, scale)
     charts = parts[1].subplots(1, max(1, len(spots)), sharex=True, sharey=True, squeeze=False)[0]
     height, width = sample.rgb.shape[0] / rows, sample.rgb.shape[1] / columns
-    for axes, ((row, column), said), color, letter in zip(
+    for axes, ((row, column), title_), color, letter in zip(
             charts, spots.items(), PATCHES, LETTERS, strict=False):
         x, y = column * width - 0.5, row * height - 0.5
         for edge, line in (('white', 3.0), (color, 1.6)):
             left.add_patch(Rectangle((x, y), width, height, fill=False, ec=edge, lw=line))
-        fits = column + 1 < columns
-        left.text(x + (1.25 if fits else -0.25) * width, y + height / 2, letter, color='white',
-                  weight='bold', ha='left' if fits else 'right', va='center', size=6.5,
+        has_room = column + 1 < columns
+        left.text(x + (1.25 if has_room else -0.25) * width, y + height / 2, letter, color='white',
+                  weight='bold', ha='left' if has_room else 'right', va='center', size=6.5,
                   bbox={'boxstyle': 'round,pad=0.2', 'fc': color, 'ec': 'white', 'lw': 0.6})
         axes.barh(range(count), sample.weights[:, row, column], color=color, height=0.72)
         axes.axvline(1 / count, color='#444444', lw=0.8, ls=':')
         axes.set(ylim=(count - 0.4, -0.6), xlabel='weight')
         axes.locator_params(axis='x', nbins=3)
-        axes.set_title(f'{letter}: {said}')
+        axes.set_title(f'{letter}: {title_}')
     charts[0].set_yticks(range(count), [
         f'{short(word)}   {metres:.2f} m'
         for word, metres in zip(sample.tokens, sample.bins, strict=True)])
@@ -314,10 +315,10 @@ def responses(
 
 
 def spots_of(sample: Sample, places: Sequence[Place] = ()) -> dict[Place, str]:
-    """Patches that are not picked by hand, and their depth in words.
+    """Select patches at fixed quantiles of depth, with their depth as text.
 
-    Those at fixed quantiles of the true depth, or of the predicted where too little of that is
-    known; unless they are given.
+    The quantiles are of the true depth, or of the predicted depth if too little truth is valid;
+    `places` overrides the selection.
     """
     truths = patch_truth(sample)
     return {place: (f'GT {truths[place]:.2f} m\n' if np.isfinite(truths[place]) else '')
@@ -326,17 +327,17 @@ def spots_of(sample: Sample, places: Sequence[Place] = ()) -> dict[Place, str]:
 
 
 def at_quantiles(depths: NDArray[np.floating[Any]]) -> list[Place]:
-    """Up to four places in a (h, w) map, near to far, at fixed quantiles of what is finite."""
+    """Find up to four places in a (h, w) map, near to far, at fixed quantiles of finite depth."""
     places = np.argwhere(np.isfinite(depths))
     if not len(places):
         return []
     ranked = places[np.argsort(depths[places[:, 0], places[:, 1]], kind='stable')]
-    wanted = dict.fromkeys(round(q * (len(ranked) - 1)) for q in QUANTILES)
-    return [(int(i), int(j)) for i, j in ranked[list(wanted)]]
+    ranks = dict.fromkeys(round(q * (len(ranked) - 1)) for q in QUANTILES)
+    return [(int(i), int(j)) for i, j in ranked[list(ranks)]]
 
 
 def patch_truth(sample: Sample) -> NDArray[np.float64]:
-    """Median true depth per patch [m], (h, w); NaN where less than half of it is known."""
+    """Compute the median true depth per patch, (h, w) [m]; NaN where less than half is valid."""
     height, width = sample.truth.shape
     rows, columns = sample.patch_depth.shape
     truths = np.full((rows, columns), np.nan)
@@ -350,9 +351,9 @@ def patch_truth(sample: Sample) -> NDArray[np.float64]:
 
 
 def maps(sample: Sample, label: str) -> Figure:
-    """One map a word: how much each patch answers to it, over the picture in grey."""
+    """Draw one map per word: the weights of all patches, over the picture in grey."""
     count = len(sample.tokens)
-    columns = min(count, _COLUMNS)
+    columns = min(count, _MAPS_PER_ROW)
     rows = -(-count // columns)
     height, width = sample.rgb.shape[:2]
     figure = new_figure(rows * ((WIDTH - 0.6) / columns * height / width + 0.22) + 0.3)
@@ -364,47 +365,48 @@ def maps(sample: Sample, label: str) -> Figure:
     for axes, word, metres, weights in zip(
             panels.flat, sample.tokens, sample.bins, sample.weights, strict=False):
         axes.imshow(grey, cmap='gray', vmin=0, vmax=255)
-        image = _map(axes, weights, 'inferno', Normalize(0, float(weights_.max(initial=1e-3))),
-                     f'{short(word)}  {metres:.2f} m', alpha=0.7, interpolation='nearest',
-                     extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        image = _draw_map(
+            axes, weights, 'inferno', Normalize(0, float(weights_.max(initial=1e-3))),
+            f'{short(word)}  {metres:.2f} m', alpha=0.7, interpolation='nearest',
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     figure.suptitle(label, x=0.01, ha='left')
-    _bar(figure, image, panels.flat, 'weight', weights_)
+    _draw_color_bar(figure, image, panels.flat, 'weight', weights_)
     return figure
 
 
-def short(text: str, most: int = 30) -> str:
-    """As much of a text as a label has room for, of what can be drawn."""
+def short(text: str, max_length: int = 30) -> str:
+    """Shorten a text to the length of a label; characters become `printable`."""
     text = printable(text)
-    return text if len(text) <= most else text[:most - 1] + '…'
+    return text if len(text) <= max_length else text[:max_length - 1] + '…'
 
 
-def _photo(axes: Axes, sample: Sample, title: str) -> None:
+def _draw_photo(axes: Axes, sample: Sample, title: str) -> None:
     axes.imshow(sample.rgb)
     axes.set_axis_off()
     axes.set_title(title)
 
 
-def _map(
-    axes: Axes, values: Float32, colors: str, norm: Normalize, title: str, **about: Any,
+def _draw_map(
+    axes: Axes, values: Float32, colors: str, norm: Normalize, title: str, **options: Any,
 ) -> Any:
-    """Numbers in colours, grey where there is none; what to draw a scale of."""
+    """Draw a map in colours, grey where invalid; returns the image for a colour bar."""
     axes.set_axis_off()
     axes.set_title(title)
-    return axes.imshow(values, colormaps[colors].with_extremes(bad=_GREY), norm=norm,
-                       interpolation_stage='rgba', **about)
+    return axes.imshow(values, colormaps[colors].with_extremes(bad=_INVALID_COLOR), norm=norm,
+                       interpolation_stage='rgba', **options)
 
 
-def _depth(axes: Axes, depth: Float32, scale: Scale, title: str) -> Any:
-    """Depth in the colours of `color.colorize`."""
-    return _map(axes, depth, f'{scale.colormap}_r', LogNorm(scale.low, scale.high), title)
+def _draw_depth(axes: Axes, depth: Float32, scale: Scale, title: str) -> Any:
+    """Draw depth in the colours of `color.colorize`."""
+    return _draw_map(axes, depth, f'{scale.colormap}_r', LogNorm(scale.low, scale.high), title)
 
 
-def _bar(
+def _draw_color_bar(
     figure: Any, image: Any, panels: Any, label: str, values: Float32, scale: Scale | None = None,
 ) -> None:
-    """Draw a scale with its unit beside the panels, with arrows where values are beyond it.
+    """Draw a colour bar beside the panels, with arrows if values exceed it.
 
-    That of depth is labelled at its ends and at the values' median.
+    With `scale`, labels are at its ends and at the values' median.
     """
     finite, (low, high) = values[np.isfinite(values)], image.get_clim()
     extend = {(False, False): 'neither', (True, False): 'min', (False, True): 'max',

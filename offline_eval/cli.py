@@ -37,39 +37,39 @@ if TYPE_CHECKING:
 
 PROGRAM = 'offline_eval'
 ALIGNMENTS = ('none', 'median', 'lstsq', 'disparity')  # see predictions.ALIGNMENTS
-#: What a parameter file says besides the method that counts here, too.
+#: Parameters of the node that the evaluation reads from a parameter file.
 RUNTIME = ('weights', 'device', 'cache_dir', 'offline', 'num_threads')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; returns the exit code, see `executables.command`; 2: wrong usage."""
+    """Run the command line; returns the exit code, see `executables.command`; 2: usage error."""
     return command(PROGRAM, _run, arguments)
 
 
-def _run(given: list[str]) -> int:
+def _run(arguments: list[str]) -> int:
     commands = {'compare': _compare, 'extract': _extract, 'export': _export, 'witness': _export}
-    name = given[0] if given else ''
-    check_command(_parser(), given, list(commands))
+    name = arguments[0] if arguments else ''
+    check_command(_parser(), arguments, list(commands))
     try:
-        commands.get(name, _evaluate)(given)
+        commands.get(name, _evaluate)(arguments)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             'the same command continues.' if name in commands else error) from None
     return 0
 
 
-def _evaluate(given: list[str]) -> None:
-    chosen = options(given)
+def _evaluate(arguments: list[str]) -> None:
+    parsed = options(arguments)
     from . import report
     from .evaluate import evaluate
-    folder, results = evaluate(chosen)
+    folder, results = evaluate(parsed)
     report.write(folder, results)
-    print(answer(results.summary))
+    print(summary_text(results.summary))
     print(f'Results: {folder}')
 
 
-def _export(given: list[str]) -> None:
-    if given[0] == 'witness':
+def _export(arguments: list[str]) -> None:
+    if arguments[0] == 'witness':
         print(f'WARNING: {PROGRAM} witness is called export now; the old name goes with the next '
               'release.', file=sys.stderr)
     parser = argparse.ArgumentParser(
@@ -81,42 +81,42 @@ def _export(given: list[str]) -> None:
     parser.add_argument('-o', '--output', type=path, required=True, metavar='FOLDER',
                         help='to write to; nothing is overwritten, and what the same command has '
                         'begun is continued')
-    chosen = parser.parse_args(given[1:])
+    parsed = parser.parse_args(arguments[1:])
     from .evaluate import Options, write_export
-    raw = write_export(Options(**_data_and_model(chosen, given)), chosen.output)
+    raw = write_export(Options(**_data_and_model(parsed, arguments)), parsed.output)
     print(f'{sum(1 for _ in raw.iterdir())} images in {raw}')
 
 
-def _compare(given: list[str]) -> None:
+def _compare(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog=f'{PROGRAM} compare',
         description='Two finished runs on the same images, with intervals of the difference.')
     parser.add_argument('run', type=path, nargs=2, help='results folder')
     from .compare import compare
-    print(compare(*parser.parse_args(given[1:]).run))
+    print(compare(*parser.parse_args(arguments[1:]).run))
 
 
-def _extract(given: list[str]) -> None:
+def _extract(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog=f'{PROGRAM} extract',
         description='Write the official folders (JPEG images, depth in millimetres) from the .mat '
         'file, as the official script does.')
     parser.add_argument('mat', type=path, help='nyu_depth_v2_labeled.mat')
     parser.add_argument('folder', type=path, help='where official_splits/ is made')
-    chosen = parser.parse_args(given[1:])
+    parsed = parser.parse_args(arguments[1:])
     from depthclip_ros.evaluation.datasets.nyu import extract
-    root = extract(chosen.mat, chosen.folder).parent
+    root = extract(parsed.mat, parsed.folder).parent
     print(f'{sum(1 for _ in root.rglob("rgb_*.jpg"))} images in {root}')
 
 
 # Options -----------------------------------------------------------------------------------------
 
 
-def _named(read: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
-    """What reads '[NAME=]VALUE'."""
+def _with_name(parse_value: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
+    """Make a parser of '[NAME=]VALUE'; the name is '' if it is missing."""
     def parse(text: str) -> tuple[str, Any]:
         name, sign, value = text.partition('=')
-        return (name.strip(), read(value)) if sign else ('', read(text))
+        return (name.strip(), parse_value(value)) if sign else ('', parse_value(text))
     return parse
 
 
@@ -147,7 +147,7 @@ DATA_AND_MODEL = (
                help="network's number format (default: the file's; auto means float32)"),
     )),
 )
-MEASURES = (
+SCORING = (
     Group('how it is measured', (
         option('--average', choices=('image', 'pixel'), default='image',
                help='mean over images of their metrics (default), or over all pixels'),
@@ -156,14 +156,14 @@ MEASURES = (
     )),
     Group('beside it', (
         option('--predictions', action='append', default=[], metavar='NAME=PATH',
-               type=_named(path),
+               type=_with_name(path),
                help="another program's depth of the same images: a folder of PNG of 16 bits, "
                '.npy, .npz, .pfm or TIFF, or one array of all; may be repeated'),
         option('--prediction-scale', action='append', default=[], metavar='[NAME=]N',
-               type=_named(positive),
+               type=_with_name(positive),
                help='stored depth per metre (default: 1000; KITTI: 256; floating point: 1)'),
         option('--align', action='append', default=[], metavar='[NAME=]HOW',
-               type=_named(_alignment),
+               type=_with_name(_alignment),
                help="fit a prediction to each image's true depth before it is scored: "
                f'{", ".join(ALIGNMENTS)} (default: none); its row says so'),
         option('--calibration', action='append', default=[], type=path, metavar='FILE',
@@ -187,96 +187,97 @@ def _parser() -> argparse.ArgumentParser:
         f"'{PROGRAM} export --data PATH -o FOLDER' writes the method's depth for other programs.\n"
         f"'{PROGRAM} compare RUN RUN' puts two results folders beside each other.")
     parser.add_argument('--version', action='version', version=f'depthclip_ros {__version__}')
-    add_options(parser, (*DATA_AND_MODEL, *MEASURES))
+    add_options(parser, (*DATA_AND_MODEL, *SCORING))
     return parser
 
 
-def options(given: list[str]) -> Options:
-    """What the arguments of an evaluation ask for."""
+def options(arguments: list[str]) -> Options:
+    """Parse the arguments of an evaluation."""
     from .evaluate import Options
     parser = _parser()
-    chosen = parser.parse_args(given)
-    names = [name for name, _ in chosen.predictions]
+    parsed = parser.parse_args(arguments)
+    names = [name for name, _ in parsed.predictions]
     if '' in names or len(names) > len(set(names)):
         parser.error('--predictions: expected NAME=PATH, and every NAME once')
-    scales: dict[str, float] = dict(chosen.prediction_scale)
-    alignments: dict[str, str] = dict(chosen.align)
-    if other := sorted({*scales, *alignments} - {'', *names}):
-        parser.error(f'{", ".join(other)}: is none of --predictions')
+    scales: dict[str, float] = dict(parsed.prediction_scale)
+    alignments: dict[str, str] = dict(parsed.align)
+    if unmatched := sorted({*scales, *alignments} - {'', *names}):
+        parser.error(f'{", ".join(unmatched)}: is none of --predictions')
     return Options(
-        **_data_and_model(chosen, given), average=chosen.average,
-        tables=tuple(chosen.table or ('1',)), output=chosen.output, resume=chosen.resume,
+        **_data_and_model(parsed, arguments), average=parsed.average,
+        tables=tuple(parsed.table or ('1',)), output=parsed.output, resume=parsed.resume,
         predictions=tuple((name, folder, scales.get(name, scales.get('', 0.0)),
                            alignments.get(name, alignments.get('', 'none')))
-                          for name, folder in chosen.predictions),
-        calibrations=tuple(chosen.calibration))
+                          for name, folder in parsed.predictions),
+        calibrations=tuple(parsed.calibration))
 
 
-def _data_and_model(chosen: argparse.Namespace, given: list[str]) -> dict[str, Any]:
-    """These fields of `evaluate.Options`."""
-    config, runtime = settings(chosen)
+def _data_and_model(parsed: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
+    """Return the fields of `evaluate.Options` that `export` has as well."""
+    config, runtime = settings(parsed)
     return {
-        'data': chosen.data, 'list_file': chosen.list, 'truth': chosen.ground_truth,
-        'inpainted': chosen.inpainted, 'protocol': chosen.protocol, 'config': config,
-        'runtime': runtime, 'command': shlex.join([PROGRAM, *given]),
-        'own_input': chosen.own_input or (
-            chosen.config is None and runtime.get('weights') == DEMO)}
+        'data': parsed.data, 'list_file': parsed.list, 'truth': parsed.ground_truth,
+        'inpainted': parsed.inpainted, 'protocol': parsed.protocol, 'config': config,
+        'runtime': runtime, 'command': shlex.join([PROGRAM, *arguments]),
+        'own_input': parsed.own_input or (
+            parsed.config is None and runtime.get('weights') == DEMO)}
 
 
-def settings(options: argparse.Namespace) -> tuple[DepthConfig, dict[str, Any]]:
-    """The method's settings, and what it runs on: of the file, then of the command line.
+def settings(parsed: argparse.Namespace) -> tuple[DepthConfig, dict[str, Any]]:
+    """Read the method's settings and the runtime's: the command line overrides the file.
 
-    The demo model has settings of its own, with which it works; what the file gives wins over
-    them. The precision is float32 unless it is chosen.
+    The demo model brings its own settings, which the user's file overrides. The precision is
+    float32 by default.
 
     Raises:
-        ConfigError: the file or a setting is wrong.
+        ConfigError: the file or a setting is invalid.
 
     """
-    path = options.config or resources.config_path('nyu_paper')
+    path = parsed.config or resources.config_path('nyu_paper')
     config, values = DepthConfig.from_yaml(path), read_parameters(path, 'depth_node')
     runtime = {name: values[name] for name in RUNTIME if name in values} | {
-        name: value for name in ('weights', 'device') if (value := getattr(options, name))}
+        name: value for name in ('weights', 'device') if (value := getattr(parsed, name))}
     if runtime.get('weights') == DEMO:
-        chosen = set(values) & set(DepthConfig.names()) if options.config else set()
-        if chosen & {'tokens', 'bins'}:
-            chosen |= {'tokens', 'bins'}
+        user_settings = set(values) & set(DepthConfig.names()) if parsed.config else set()
+        if user_settings & {'tokens', 'bins'}:
+            user_settings |= {'tokens', 'bins'}
         config = DepthConfig.from_yaml(resources.config_path(DEMO)).replace(**{
-            name: getattr(config, name) for name in chosen})
+            name: getattr(config, name) for name in user_settings})
         print(f'weights: {DEMO} bring their own settings (config/demo.yaml)'
-              + (f'; kept as given: {", ".join(sorted(chosen))}.' if chosen else '.'),
+              + (f'; kept as given: {", ".join(sorted(user_settings))}.'
+                 if user_settings else '.'),
               file=sys.stderr)
     if config.has_scenes:
         raise ConfigError("scenes: only plain bins are evaluated here, and scenes would count for "
                           "nothing; set scenes: [''].")
-    precision = options.precision or (
+    precision = parsed.precision or (
         'float32' if config.precision == 'auto' else config.precision)
     return config.replace(precision=precision), runtime
 
 
-# The answer --------------------------------------------------------------------------------------
+# Result on the terminal --------------------------------------------------------------------------
 
 
-_NAME = 38  # columns of a name, at least
+_NAME_WIDTH = 38  # least columns of a name
 
 
-def answer(summary: Summary) -> str:
-    """The short answer; the long one is in the folder."""
-    from depthclip_ros.document import cells_of, padded
+def summary_text(summary: Summary) -> str:
+    """Format the summary for a terminal; the report has the details."""
+    from depthclip_ros.document import pad_to, terminal_width
     from depthclip_ros.evaluation.datasets.base import NYU
     from depthclip_ros.evaluation.metrics import PAPER_METRICS, SYMBOLS
 
     from .results import ALL
     data, gate = summary.data, summary.gate
-    blocks: dict[str, dict[str, Mapping[str, float]]] = {}  # rows by their kind
+    blocks: dict[str, dict[str, Mapping[str, float]]] = {}  # rows by group
     for row in summary.rows:
         if row.scene == ALL:
             blocks.setdefault(row.group, {})[row.name] = row.metrics
-    if data.official:  # else no published number is of these images
+    if data.official:  # published numbers are of these images only
         blocks['published'] = {
             f'{row.name} (published)': row.metrics for row in summary.paper
             if row.group not in ('2', '3') and row.name.startswith('DepthCLIP')}
-    width = max(_NAME, *(cells_of(name) for rows in blocks.values() for name in rows))
+    width = max(_NAME_WIDTH, *(terminal_width(name) for rows in blocks.values() for name in rows))
     header = ' ' * (width + 2) + ''.join(f'{SYMBOLS[m]:>9}' for m in PAPER_METRICS)
     lines = [
         (f'{summary.rows[0].name} with the weights {summary.weights.name} on '
@@ -284,13 +285,13 @@ def answer(summary: Summary) -> str:
         header]
     for group, rows in blocks.items():
         lines += ['-' * len(header), *(
-            f'{">" if group == "method" else " "} {padded(name, width)}'
+            f'{">" if group == "method" else " "} {pad_to(name, width)}'
             + ''.join(f'{metrics[m]:9.3f}' for m in PAPER_METRICS)
             for name, metrics in rows.items())]
     lines += ['', *textwrap.wrap(summary.verdict.text, min(
         shutil.get_terminal_size().columns, len(header))), '']
     if data.origin in (NYU, ''):
-        lines += [f"The paper's row: {gate.status}.", *(f'  - {why}' for why in gate.reasons)]
+        lines += [f"The paper's row: {gate.status}.", *(f'  - {text}' for text in gate.reasons)]
     if data.skipped:
         lines.append(f'{len(data.skipped)} images without valid true depth were left out.')
     return '\n'.join(lines)

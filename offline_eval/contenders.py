@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contenders: the method, its variants, and the baselines that say what its numbers are worth.
+"""Predictors of depth: the method, its variants, baselines, controls and calibrations.
 
-Constants do not look at the image, controls look past it, and calibrated rows are no longer
-zero-shot. Other programs' rows are in `predictions`.
+Baselines ignore the image; controls are the method with shuffled or random words, or another
+image; calibrated rows are no longer zero-shot. Depth of other programs is in `predictions`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 FOCAL = f'{METHOD} x focal length'
 SHUFFLES, RANDOM_WORD_SETS = 5, 3
-PARTNERS = 3  # other images whose depth is scored on each; `scoring.partners` has them
+PARTNERS = 3  # other images whose depth is scored on each; see `scoring.partners`
 RANDOM_WORDS = 'random words'
-NYU_CONSTANT = 2.4  # metres, the constant that explains the paper's numbers best
-_SAME_VIEW = 0.01  # focal lengths, in widths of what the network sees, that differ by less are one
+NYU_CONSTANT = 2.4  # metres, the constant that fits the paper's numbers best
+_FOCAL_TOLERANCE = 0.01  # relative difference of focal lengths of one view
 
 # Words that have nothing to do with distance or size.
 NEUTRAL_WORDS = (
@@ -49,85 +49,85 @@ NEUTRAL_WORDS = (
     'marriage', 'yellow', 'violin', 'january', 'wisdom', 'salty', 'election', 'bronze', 'poem',
     'sneeze', 'chess', 'banana', 'melody', 'angry')
 
-# Kinds of answers --------------------------------------------------------------------------------
+# Kinds of predictors -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Contender(ABC):
-    """One answer to every image, of one of the kinds below.
+class Predictor(ABC):
+    """A way to get depth for every image, of one of the kinds below.
 
-    Fields that take part in comparisons are all that its digits depend on, as plain data.
+    Compared fields are plain data that determine the scores; see `identity`.
     """
 
-    name: str  # of the row it belongs to; several contenders of one name are averaged
+    name: str  # of the row; predictors of one name are averaged
     group: str  # 'method', 'camera', 'bins', 'prompts', 'baseline', 'calibrated' or 'foreign'
     note: str = field(default='', compare=False)  # for the reader
     _: KW_ONLY
-    # Whether the method is compared with it; not where a control cannot work, or where another
-    # program's depth has been fitted to the truth.
+    # Whether the verdict compares the method with it: not with a control that cannot work, nor
+    # with another program's depth that was fitted to the truth.
     is_test: bool = True
 
     def identity(self) -> dict[str, Any]:
-        """Plain data that a run must have in common with the one that it continues."""
+        """Return the data that must be equal for a run to be resumed."""
         return {'kind': type(self).__name__} | {
             f.name: getattr(self, f.name) for f in fields(self) if f.compare}
 
 
-class PatchDepth(Contender):
-    """Depth of patches, which is upsampled as the method's."""
+class PatchDepth(Predictor):
+    """Depth per patch; the scorer upsamples it as the method does."""
 
     @abstractmethod
     def patches(self, image: EvaluatedImage) -> Tensor:
-        """(h, w) metres."""
+        """Predict (h, w) metres."""
 
 
-class PixelDepth(Contender):
+class PixelDepth(Predictor):
     """Depth of every pixel of the protocol's crop."""
 
     @abstractmethod
     def pixels(self, image: EvaluatedImage) -> Tensor:
-        """(H, W) metres."""
+        """Predict (H, W) metres."""
 
 
-class ClosedForm(Contender):
-    """A score that follows from the true depth alone."""
+class ClosedForm(Predictor):
+    """Sums that follow from the true depth in closed form."""
 
     @abstractmethod
     def sums(self, image: EvaluatedImage) -> Sums:
-        """(11,) sums, see `evaluation.metrics`."""
+        """Compute (11,) sums, see `evaluation.metrics`."""
 
 
 @dataclass(frozen=True)
 class WordDepth(PatchDepth):
-    """Depth that words say, in the order in which they get the bins."""
+    """The method with any words; each word has the bin at its index."""
 
     tokens: tuple[str, ...] = ()
     bins: tuple[float, ...] = ()  # metres
-    # Where given, depth is multiplied by the focal length of what the network sees, in its
-    # widths, and divided by this one.
+    # Focal length of the words, in image widths. If given, depth is multiplied by the focal length
+    # of the network's input and divided by this.
     focal: float = 0.0
 
     def patches(self, image: EvaluatedImage) -> Tensor:
-        """(h, w) metres."""
+        """Predict (h, w) metres."""
         depth = image.word_depth(self.tokens, self.bins)
         return depth * (image.focal / self.focal) if self.focal else depth
 
 
 @dataclass(frozen=True)
 class CalibratedDepth(PatchDepth):
-    """The method's depth as a calibration corrects it."""
+    """The method's depth, corrected by a calibration."""
 
     _: KW_ONLY
     digest: str  # of the calibration
     file: Path = field(compare=False)
     calibration: Calibration = field(repr=False, compare=False)
-    reference: float = field(compare=False)  # focal length of the words, in widths
+    reference: float = field(compare=False)  # focal length of the words, in image widths
 
     def patches(self, image: EvaluatedImage) -> Tensor:
-        """(h, w) metres.
+        """Predict (h, w) metres.
 
         Raises:
-            EvaluationError: the calibration was fitted to this very image.
+            EvaluationError: the calibration was fitted to this image.
 
         """
         calibration, about = self.calibration, self.calibration.about
@@ -149,28 +149,28 @@ class CalibratedDepth(PatchDepth):
 
 @dataclass(frozen=True)
 class RandomPatches(PatchDepth):
-    """Uniform depth, drawn per patch and pass by a generator of the image's own."""
+    """Uniform random depth per patch and pass; the seed is the image's position."""
 
     _: KW_ONLY
     max_depth: float  # metres
 
     def patches(self, image: EvaluatedImage) -> Tensor:
-        """(h, w) metres."""
-        drawn = np.random.default_rng([7, image.position]).uniform(
+        """Predict (h, w) metres."""
+        passes = np.random.default_rng([7, image.position]).uniform(
             2 * MIN_DEPTH, self.max_depth, (len(image.maps.features), *image.estimator.grid))
-        return torch.from_numpy(drawn.mean(0).astype(np.float32)).to(image.estimator.device)
+        return torch.from_numpy(passes.mean(0).astype(np.float32)).to(image.estimator.device)
 
 
 @dataclass(frozen=True)
 class MeanMap(PixelDepth):
-    """The same depth for every image, another one in each pixel."""
+    """The same depth map for every image."""
 
     _: KW_ONLY
     mean: float  # metres
     map: NDArray[np.float32] = field(repr=False, compare=False)  # (H, W) metres
 
     def pixels(self, image: EvaluatedImage) -> Tensor:
-        """(H, W) metres."""
+        """Predict (H, W) metres."""
         return torch.from_numpy(self.map).to(image.estimator.device)
 
 
@@ -182,34 +182,34 @@ class Constant(ClosedForm):
     metres: float
 
     def sums(self, image: EvaluatedImage) -> Sums:
-        """(11,) sums."""
+        """Compute (11,) sums."""
         return image.constant(self.metres)
 
 
 @dataclass(frozen=True)
 class MedianOracle(ClosedForm):
-    """Each image's own true median everywhere."""
+    """The image's true median everywhere."""
 
     def sums(self, image: EvaluatedImage) -> Sums:
-        """(11,) sums."""
+        """Compute (11,) sums."""
         return image.constant(image.median)
 
 
 @dataclass(frozen=True)
 class RandomPixels(ClosedForm):
-    """Uniform depth, drawn per pixel: its expectation."""
+    """Expected sums of uniform random depth per pixel."""
 
     _: KW_ONLY
     max_depth: float  # metres
 
     def sums(self, image: EvaluatedImage) -> Sums:
-        """(11,) sums."""
+        """Compute (11,) sums."""
         return random_pixels(image.valid, self.max_depth)
 
 
 @dataclass(frozen=True)
-class OtherImage(Contender):
-    """The method's depth of another image; `scoring.partners` says of which."""
+class OtherImage(Predictor):
+    """The method's depth of another image, chosen by `scoring.partners`."""
 
     _: KW_ONLY
     shift: int
@@ -221,58 +221,63 @@ class OtherImage(Contender):
 def method_and_variants(
     config: DepthConfig, tables: Sequence[str], focal: float = 0.0,
 ) -> list[WordDepth]:
-    """The method, which is the first, and the rows of the paper's tables.
+    """Make the predictors of the method, which is first, and of the paper's tables.
 
-    With `focal`, the focal length to which the words belong, in widths of the network's input,
-    there is a row with that of each image's camera.
+    `focal` is the focal length of the words in image widths. If given, another row scales depth by
+    the focal length of each image's camera.
     """
-    tokens, own_bins = config.tokens, config.bins
-    chosen = [WordDepth(METHOD, 'method', 'as configured', tokens, own_bins)]
+    tokens, bins = config.tokens, config.bins
+    predictors = [WordDepth(METHOD, 'method', 'as configured', tokens, bins)]
     if focal:
-        chosen.append(WordDepth(
+        predictors.append(WordDepth(
             FOCAL, 'camera',
             f'depth x focal length of what the network sees, in its widths / {focal:g}',
-            tokens, own_bins, focal))
+            tokens, bins, focal))
     if '2' in tables:
-        chosen += [WordDepth(name, 'bins', f'bins {", ".join(f"{b:.2f}" for b in bins)} m',
-                             PAPER_TOKENS, bins)
-                   for name, bins in BIN_PARTITIONS.items()]
+        predictors += [WordDepth(name, 'bins', f'bins {", ".join(f"{b:.2f}" for b in bins)} m',
+                                 PAPER_TOKENS, bins)
+                       for name, bins in BIN_PARTITIONS.items()]
     if '3' in tables:
-        chosen += [WordDepth(name, 'prompts', ', '.join(words), words, PAPER_BINS)
-                   for name, words in PROMPTS.items()]
-    return chosen
+        predictors += [WordDepth(name, 'prompts', ', '.join(words), words, PAPER_BINS)
+                       for name, words in PROMPTS.items()]
+    return predictors
 
 
 def calibrated(
     path: Path, estimator: DepthEstimator, focals: Sequence[float],
 ) -> CalibratedDepth:
-    """Depth as a calibration file corrects it; `focals` are those known, in the crop's widths.
+    """Make the predictor of a calibration file.
+
+    Args:
+        path: of the file.
+        estimator: with the method's model and settings.
+        focals: focal lengths of the data set's cameras, in widths of the crop.
 
     Raises:
-        CalibrationError: it is damaged, or of another model or other settings.
-        EvaluationError: it was fitted to another view.
+        CalibrationError: the file is damaged, or of another model or other settings.
+        EvaluationError: the calibration was fitted to another field of view.
 
     """
     reference = float(Calibration.load(path).about.config['reference_focal'])
     calibration = estimator.prepare(estimator.config.replace(
-        calibration=str(path), reference_focal=reference)).calibration  # its own ratio counts
+        calibration=str(path), reference_focal=reference)).calibration  # of its focal length
     assert calibration is not None  # noqa: S101 - a path was given
     about = calibration.about
     x = calibration.arrays['rays'][..., 0]
-    own = float((x.shape[1] - 1) / x.shape[1] / np.median(x[:, -1] - x[:, 0]))
+    fitted = float((x.shape[1] - 1) / x.shape[1] / np.median(x[:, -1] - x[:, 0]))
     for focal in focals if about.camera_known else ():
-        if abs(own / focal - 1) > _SAME_VIEW:
+        if abs(fitted / focal - 1) > _FOCAL_TOLERANCE:
             raise EvaluationError(
-                f'--calibration {path}: it was fitted to a view with a focal length of {own:.3f} '
-                f'widths, and the network sees one of {focal:.3f} here. Calibrate with the '
-                '--protocol that is evaluated.')
-    what = 'training images' if about.split else f'images of {about.source}'
+                f'--calibration {path}: it was fitted to a view with a focal length of '
+                f'{fitted:.3f} widths, and the network sees one of {focal:.3f} here. Calibrate '
+                'with the --protocol that is evaluated.')
+    images = 'training images' if about.split else f'images of {about.source}'
     disjoint = 'none of them is evaluated, compared bit by bit' if about.images else (
         'which ones the file does not say, so that evaluated images MAY BE AMONG THEM')
-    variant = 'no' if about.variant == 'none' else about.variant
+    correction = 'no' if about.variant == 'none' else about.variant
     return CalibratedDepth(
-        f'calibrated on {about.frames} {what}', 'calibrated',
-        f'no longer zero-shot: {path.name} ({variant} correction), '
+        f'calibrated on {about.frames} {images}', 'calibrated',
+        f'no longer zero-shot: {path.name} ({correction} correction), '
         f'fitted to {about.split or about.source}; {disjoint}', digest=calibration.digest,
         file=path, calibration=calibration, reference=reference)
 
@@ -283,26 +288,32 @@ def calibrated(
 def baselines(
     config: DepthConfig, mean_map: NDArray[np.float32] | None, mean: float, max_depth: float,
     images: int,
-) -> list[Contender]:
-    """All baselines of a run but the best constant, which needs every image.
+) -> list[Predictor]:
+    """Make all baselines of a run except the best constant, which needs the scores of all images.
 
-    `mean_map` and `mean` are those of `training_mean`, `images` is the size of the data set.
+    Args:
+        config: of the method.
+        mean_map: (H, W) metres, see `training_mean`; None without a training split.
+        mean: metres, see `training_mean`.
+        max_depth: of the protocol, metres.
+        images: size of the data set.
+
     """
-    def constant(name: str, metres: float, note: str) -> Contender:
+    def constant(name: str, metres: float, note: str) -> Predictor:
         return Constant(name, 'baseline', note, metres=metres)
-    of_bins = float(np.mean(config.bins))
-    chosen = [constant('mean of the bins', of_bins,
-                       f'{of_bins:.3f} m everywhere: all words equally likely')]
+    bins_mean = float(np.mean(config.bins))
+    predictors = [constant('mean of the bins', bins_mean,
+                           f'{bins_mean:.3f} m everywhere: all words equally likely')]
     if max_depth <= 10:
-        chosen.append(constant(f'constant {NYU_CONSTANT:g} m', NYU_CONSTANT,
-                               'the constant that explains the numbers of the paper best'))
+        predictors.append(constant(f'constant {NYU_CONSTANT:g} m', NYU_CONSTANT,
+                                   'the constant that explains the numbers of the paper best'))
     if mean_map is not None:
-        chosen += [
+        predictors += [
             constant('mean of the training split', mean, f'{mean:.3f} m everywhere'),
             MeanMap('mean map', 'baseline',
                     "mean depth of every pixel's place in the training split",
                     mean=mean, map=mean_map)]
-    chosen += [
+    predictors += [
         MedianOracle('median of each image', 'baseline',
                      "oracle: the image's own true median everywhere"),
         RandomPixels('random per pixel', 'baseline',
@@ -317,28 +328,29 @@ def baselines(
     while count > 1 and len(orders) < SHUFFLES:
         order = rng.permutation(count).tolist()
         orders += [order] if order != list(range(count)) else []
-    chosen += [WordDepth(
+    predictors += [WordDepth(
         'shuffled words', 'baseline',
         f'the same words given to other bins; mean of {SHUFFLES} orders',
         tuple(config.tokens[i] for i in order), config.bins) for order in orders]
     if count <= len(NEUTRAL_WORDS):
-        chosen += [WordDepth(
+        predictors += [WordDepth(
             RANDOM_WORDS, 'baseline', 'words that have nothing to do with distance; mean of '
                                       f'{RANDOM_WORD_SETS} sets',
             tuple(rng.choice(NEUTRAL_WORDS, count, replace=False).tolist()), config.bins)
             for _ in range(RANDOM_WORD_SETS)]
-    ways = min(PARTNERS, images - 1)  # one image alone has nobody to change places with
-    return [*chosen, *(OtherImage('shuffled images', 'baseline', (
+    partner_count = min(PARTNERS, images - 1)  # a single image has no partner
+    return [*predictors, *(OtherImage('shuffled images', 'baseline', (
         "the method's depth of one image scored on another: does the image matter at all? Mean of "
-        f'{ways} ways'), shift=shift) for shift in range(1, ways + 1))]
+        f'{partner_count} ways'), shift=shift) for shift in range(1, partner_count + 1))]
 
 
 def training_mean(
     training: Dataset | None, protocol: Protocol,
 ) -> tuple[NDArray[np.float32] | None, float]:
-    """Means of the valid depth of a training split, if there is one: (H, W) metres, and of all.
+    """Average the valid depth of a training split: (H, W) metres per pixel, and the mean of all.
 
-    Where no image has valid depth, the map has the mean of all; there is none if there is none.
+    Pixels that are valid in no image get the mean of all. The map is None without a training
+    split, or without any valid depth in it.
     """
     if training is None:
         return None, 0.0
@@ -357,13 +369,13 @@ def training_mean(
 # Words -------------------------------------------------------------------------------------------
 
 
-def encode(chosen: Sequence[Contender], estimator: DepthEstimator) -> TextFeatures:
-    """Text features of every contender's words, on the estimator's device."""
+def encode(predictors: Sequence[Predictor], estimator: DepthEstimator) -> TextFeatures:
+    """Encode the words of all predictors: (K, C) text features, on the estimator's device."""
     config = estimator.config
     configured = estimator.prepare(config).text
     features = {config.tokens: configured}
-    with one_thread():  # sums of several threads may end in other digits
-        for tokens in dict.fromkeys(c.tokens for c in chosen if isinstance(c, WordDepth)):
+    with one_thread():  # several threads may round sums differently
+        for tokens in dict.fromkeys(p.tokens for p in predictors if isinstance(p, WordDepth)):
             if sorted(tokens) == sorted(config.tokens):  # the same words in another order
                 features[tokens] = configured[[config.tokens.index(t) for t in tokens]]
             else:
@@ -373,15 +385,19 @@ def encode(chosen: Sequence[Contender], estimator: DepthEstimator) -> TextFeatur
     return features
 
 
-def without_failed_controls(chosen: Sequence[Contender], text: TextFeatures) -> list[Contender]:
-    """The same contenders; random words are no test where a model does not tell them apart.
+def without_failed_controls(
+    predictors: Sequence[Predictor], text: TextFeatures,
+) -> list[Predictor]:
+    """Exclude random words from the verdict if the model cannot distinguish them.
 
-    One set of words that are all the same to the model spoils the row, which is their mean.
+    One such set of words spoils the whole row, which is the mean of all sets.
     """
-    sets = [c.tokens for c in chosen if isinstance(c, WordDepth) and c.name == RANDOM_WORDS]
-    alike = sum(are_alike(text[tokens].cpu().numpy()) for tokens in sets)
-    if not alike:
-        return list(chosen)
-    note = (f'no test: this model takes all the words for the same in {alike} of {len(sets)} '
+    sets = [p.tokens for p in predictors
+            if isinstance(p, WordDepth) and p.name == RANDOM_WORDS]
+    failures = sum(are_alike(text[tokens].cpu().numpy()) for tokens in sets)
+    if not failures:
+        return list(predictors)
+    note = (f'no test: this model takes all the words for the same in {failures} of {len(sets)} '
             'sets, and so gives the mean of the bins there')
-    return [replace(c, is_test=False, note=note) if c.name == RANDOM_WORDS else c for c in chosen]
+    return [replace(p, is_test=False, note=note) if p.name == RANDOM_WORDS else p
+            for p in predictors]

@@ -38,7 +38,7 @@ from depthclip_ros.figures import Sample
 from . import export, predictions, statistics
 from .contenders import (
     FOCAL,
-    Contender,
+    Predictor,
     baselines,
     calibrated,
     encode,
@@ -49,7 +49,7 @@ from .contenders import (
 from .gate import judge
 from .published import METHOD, PAPER_ROWS
 from .records import HEADER, RECORDS, Run, load_records, load_run, save_record, save_run
-from .results import Data, How, Results, Summary, Timing, load, save, to_json, write
+from .results import Data, ProtocolInfo, Results, Summary, Timing, load, save, to_json, write
 from .scoring import Scorer
 
 LATEST = 'latest'
@@ -58,11 +58,11 @@ SAMPLES_PER_ROLE = 3
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for; see the command line.
+    """Options of the command line.
 
-    `runtime` has what the weights, the device, `cache_dir`, `offline` and `num_threads` are, by
-    the names of a parameter file; `predictions` are name, folder, scale (0: as the data set's
-    tools have it) and alignment of other programs' depth.
+    `runtime` holds weights, device, `cache_dir`, `offline` and `num_threads`, with the names of a
+    parameter file. `predictions` are name, folder, scale (0: usual for the data set) and alignment
+    of other programs' depth.
     """
 
     data: Path
@@ -71,7 +71,7 @@ class Options:
     truth: Path | None = None
     inpainted: bool = False
     runtime: dict[str, Any] = field(default_factory=dict)
-    own_input: bool = False  # the crop is resized to the configuration's input
+    own_input: bool = False  # resize the crop to the configuration's input
     protocol: str = ''
     average: str = 'image'
     tables: tuple[str, ...] = ('1',)
@@ -83,32 +83,33 @@ class Options:
 
 
 def evaluate(options: Options) -> tuple[Path, Results]:
-    """Evaluate; returns the results folder, and what it holds.
+    """Run an evaluation; returns the results folder and its content.
 
     Raises:
-        DepthClipError: anything is not as it must be.
+        DepthClipError: data, model, options or output folder cannot be used.
 
     """
     started = time.perf_counter()
     dataset, protocol = open_data(options)
-    continued = _continued(options)
-    training = _training(dataset)
-    others = _others(options, dataset, protocol)
+    resumed = _resumed_folder(options)
+    training = _open_training(dataset)
+    other_programs = _other_programs(options, dataset, protocol)
     estimator, reference = load_model(options, protocol)
-    chosen = _contenders(options, dataset, training, protocol, estimator, reference, others)
-    text = encode(chosen, estimator)
-    chosen = without_failed_controls(chosen, text)
-    scorer = Scorer(dataset, protocol, estimator, chosen, text)
-    folder = _open_folder(options, continued, scorer)
+    predictors = _predictors(options, dataset, training, protocol, estimator, reference,
+                             other_programs)
+    text = encode(predictors, estimator)
+    predictors = without_failed_controls(predictors, text)
+    scorer = Scorer(dataset, protocol, estimator, predictors, text)
+    folder = _open_folder(options, resumed, scorer)
     try:
-        records, done = _score(scorer, folder)
+        records, scored_images = _score_remaining(scorer, folder)
         scorer.score_partners(records)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'--resume {folder} continues.') from None
-    timing = Timing(done, time.perf_counter() - started, scorer.network_seconds)
+    timing = Timing(scored_images, time.perf_counter() - started, scorer.network_seconds)
     results = _summarize(options, scorer, records, timing, folder)
     save(folder, results)
-    return folder, load(folder)  # what is said of it is what it holds
+    return folder, load(folder)  # as read back, so that report and files agree
 
 
 def write_export(options: Options, folder: Path) -> Path:
@@ -125,128 +126,137 @@ def write_export(options: Options, folder: Path) -> Path:
 
 
 def open_data(options: Options) -> tuple[Dataset, Protocol]:
-    """Open the data, and choose the protocol: the one asked for, or the data set's own."""
+    """Open the data set, with the protocol of the options or the data set's default."""
     dataset = open_dataset(options.data, options.list_file, options.truth,
                            inpainted=options.inpainted)
-    driving = dataset.origin == KITTI
-    chosen = options.protocol or ('kitti' if driving else 'depthclip')
-    if driving != (chosen == 'kitti'):
-        raise EvaluationError(f'--protocol {chosen}: not defined for {dataset.format}; use '
-                              f'{"kitti" if driving else "depthclip or bts"}.')
-    protocol = PROTOCOLS[chosen]
+    is_driving = dataset.origin == KITTI
+    name = options.protocol or ('kitti' if is_driving else 'depthclip')
+    if is_driving != (name == 'kitti'):
+        raise EvaluationError(f'--protocol {name}: not defined for {dataset.format}; use '
+                              f'{"kitti" if is_driving else "depthclip or bts"}.')
+    protocol = PROTOCOLS[name]
     dataset.check_unit()
-    _say(f'{dataset.path}: {dataset.format}, {dataset.split}, {len(dataset)} images, '
+    _log(f'{dataset.path}: {dataset.format}, {dataset.split}, {len(dataset)} images, '
          f'{dataset.depth} depth; protocol {protocol.name}: {protocol.description}')
     for warning in dataset.warnings:
-        _say(f'WARNING: {warning}')
+        _log(f'WARNING: {warning}')
     return dataset, protocol
 
 
-def _training(dataset: Dataset) -> Dataset | None:
-    """Open the training split, if there is one; its depth may be stored in another unit."""
+def _open_training(dataset: Dataset) -> Dataset | None:
+    """Open the training split if there is one, and check its unit, which may differ."""
     training = dataset.training()
     if training is not None:
         training.check_unit()
         warnings = tuple(text for text in training.warnings if text not in dataset.warnings)
         for warning in warnings:
-            _say(f'WARNING: {warning}')
+            _log(f'WARNING: {warning}')
         dataset.warnings += warnings
     return training
 
 
 def load_model(options: Options, protocol: Protocol) -> tuple[DepthEstimator, float]:
-    """Load the model; also returns the focal length to which its words belong, in widths."""
-    # float32 means float32 on a GPU too, and the same sums in every run.
+    """Load the model; also returns the focal length of its words, in image widths."""
+    # Real float32 on a GPU, and the same sums in every run.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
-    config, others = scored(options.config, protocol, own_input=options.own_input)
-    if sizes := [text for text in others if text.startswith('input_')]:
-        _say(f'WARNING: the network sees the crop of protocol {protocol.name} pixel by pixel, '
-             f'with {" and ".join(sizes)} (--own-input keeps the input).')
-    if rest := [text for text in others if text not in sizes]:
-        _say(f'{METHOD} is scored on every pixel and without a camera, with {", ".join(rest)}; '
-             f'where focal lengths are known, the row {FOCAL!r} counts them.')
+    config, changes = config_for_protocol(options.config, protocol, own_input=options.own_input)
+    if size_changes := [text for text in changes if text.startswith('input_')]:
+        _log(f'WARNING: the network sees the crop of protocol {protocol.name} pixel by pixel, '
+             f'with {" and ".join(size_changes)} (--own-input keeps the input).')
+    if other_changes := [text for text in changes if text not in size_changes]:
+        _log(f'{METHOD} is scored on every pixel and without a camera, with '
+             f'{", ".join(other_changes)}; where focal lengths are known, the row {FOCAL!r} '
+             'counts them.')
     runtime = options.runtime
     if runtime.get('num_threads'):
         torch.set_num_threads(int(runtime['num_threads']))
-    # On a CPU an image goes to a thread: prepared for several, the network is far slower.
+    # On a CPU each image has one thread; a network prepared for several would be far slower.
     with one_thread():
         estimator = DepthEstimator(
             config, runtime.get('weights', ''), runtime.get('device', 'auto'),
-            cache_dir=runtime.get('cache_dir'), offline=bool(runtime.get('offline')), log=_say)
-    _say(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
+            cache_dir=runtime.get('cache_dir'), offline=bool(runtime.get('offline')), log=_log)
+    _log(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
          f'{estimator.grid[0]} x {estimator.grid[1]} patches')
     if not estimator.weights.trained:
-        _say('WARNING: the weights are random numbers; every depth is meaningless.')
+        _log('WARNING: the weights are random numbers; every depth is meaningless.')
     return estimator, options.config.reference_focal or DepthConfig().reference_focal
 
 
-def scored(
+def config_for_protocol(
     config: DepthConfig, protocol: Protocol, *, own_input: bool,
 ) -> tuple[DepthConfig, list[str]]:
-    """Settings for every pixel of a crop, and what is otherwise than it was given.
+    """Adapt settings to score every pixel of a crop; also returns the changes, in words.
 
-    The network sees the crop pixel by pixel, unless it is resized to the network's own input.
+    The network's input is the crop pixel by pixel; with `own_input`, the crop is resized to the
+    configured input.
     """
     height, width = config.input_size if own_input else protocol.size
-    used = config.replace(input_height=height, input_width=width, range_min=0.0, range_max=0.0,
-                          out_of_range='clamp', reference_focal=0.0)
-    return used, [f'{name} {getattr(used, name)} instead of {getattr(config, name)}' for name in (
-        'input_height', 'input_width', 'range_min', 'range_max', 'reference_focal')
-        if getattr(used, name) != getattr(config, name)]
+    adapted = config.replace(input_height=height, input_width=width, range_min=0.0, range_max=0.0,
+                             out_of_range='clamp', reference_focal=0.0)
+    return adapted, [
+        f'{name} {getattr(adapted, name)} instead of {getattr(config, name)}' for name in (
+            'input_height', 'input_width', 'range_min', 'range_max', 'reference_focal')
+        if getattr(adapted, name) != getattr(config, name)]
 
 
-def _others(
+def _other_programs(
     options: Options, dataset: Dataset, protocol: Protocol,
 ) -> list[predictions.OtherProgram]:
-    """Rows of other programs' depth; calibrations are tried, too: before a model is loaded."""
-    known = len(dataset.warnings)
-    others = [predictions.foreign(name, path, dataset, protocol, scale, align)
-              for name, path, scale, align in options.predictions]
-    for warning in dataset.warnings[known:]:
-        _say(f'WARNING: {warning}')
+    """Open other programs' depth, and check calibration files, before the model is loaded."""
+    old_warnings = len(dataset.warnings)
+    other_programs = [predictions.open_predictions(name, path, dataset, protocol, scale, align)
+                      for name, path, scale, align in options.predictions]
+    for warning in dataset.warnings[old_warnings:]:
+        _log(f'WARNING: {warning}')
     for path in options.calibrations:
         Calibration.load(path)
-    return others
+    return other_programs
 
 
-def _contenders(
+def _predictors(
     options: Options, dataset: Dataset, training: Dataset | None, protocol: Protocol,
-    estimator: DepthEstimator, reference: float, others: Sequence[Contender],
-) -> list[Contender]:
-    """All of them, the method first; rows that the user adds have names of their own."""
+    estimator: DepthEstimator, reference: float, other_programs: Sequence[Predictor],
+) -> list[Predictor]:
+    """Make all predictors, the method first.
+
+    Raises:
+        EvaluationError: two rows would have one name.
+
+    """
     focals = sorted({entry.focal / protocol.size[1] for entry in dataset.entries if entry.focal})
     calibrations = [calibrated(path, estimator, focals) for path in options.calibrations]
-    unknown = [entry.name for entry in dataset.entries if not entry.focal]
-    if unknown:
-        _say(f'WARNING: no row {FOCAL!r}: the focal length of {len(unknown)} of {len(dataset)} '
-             f'images is not known (such as {unknown[0]}). Give a list whose third column holds '
-             'it, in pixels.')
-    own = method_and_variants(estimator.config, options.tables, 0.0 if unknown else reference)
+    without_focal = [entry.name for entry in dataset.entries if not entry.focal]
+    if without_focal:
+        _log(f'WARNING: no row {FOCAL!r}: the focal length of {len(without_focal)} of '
+             f'{len(dataset)} images is not known (such as {without_focal[0]}). Give a list whose '
+             'third column holds it, in pixels.')
+    variants = method_and_variants(
+        estimator.config, options.tables, 0.0 if without_focal else reference)
     mean_map, mean = training_mean(training, protocol)
     if training is not None and mean_map is None:
         warning = (f'{training.path}: no image of the training split has valid depth; there are '
                    'no rows of its mean.')
-        _say(f'WARNING: {warning}')
+        _log(f'WARNING: {warning}')
         dataset.warnings += (warning,)
     controls = baselines(estimator.config, mean_map, mean, protocol.max_depth, len(dataset))
-    taken = [BEST_CONSTANT, *(c.name for c in (*own, *controls))]
-    for contender in (*calibrations, *others):
-        if contender.name in taken:
-            raise EvaluationError(f'{contender.name}: two rows would have that name; give '
+    names = [BEST_CONSTANT, *(p.name for p in (*variants, *controls))]
+    for predictor in (*calibrations, *other_programs):
+        if predictor.name in names:
+            raise EvaluationError(f'{predictor.name}: two rows would have that name; give '
                                   '--predictions another name, or one --calibration at a time.')
-        taken.append(contender.name)
-    return [*own, *calibrations, *controls, *others]
+        names.append(predictor.name)
+    return [*variants, *calibrations, *controls, *other_programs]
 
 
 # Folder and records ------------------------------------------------------------------------------
 
 
-def _continued(options: Options) -> Path | None:
-    """Folder of the run that is to be continued; None, and checked, where a new one is to be made.
+def _resumed_folder(options: Options) -> Path | None:
+    """Find the folder of the run to resume; None for a new run, whose output folder is checked.
 
     Raises:
-        ConfigError: nothing can be written.
+        ConfigError: the output folder cannot be written.
         EvaluationError: there is no such run, or it is damaged.
 
     """
@@ -262,11 +272,16 @@ def _continued(options: Options) -> Path | None:
 
 
 def _open_folder(options: Options, folder: Path | None, scorer: Scorer) -> Path:
-    """Make a dated folder, or continue one of the very same run; `latest` points at it."""
+    """Make a dated folder, or resume one of an identical run; link `latest` to it.
+
+    Raises:
+        EvaluationError: the run in the folder had other data, model or options.
+
+    """
     dataset, estimator = scorer.dataset, scorer.estimator
-    names = '\n'.join(f'{e.index} {e.name} {e.scene}' for e in dataset.entries)
-    digest = hashlib.sha256(os.fsencode(names))
-    for position in dataset.probes():  # of all it would take as long as the network
+    listing = '\n'.join(f'{e.index} {e.name} {e.scene}' for e in dataset.entries)
+    digest = hashlib.sha256(os.fsencode(listing))
+    for position in dataset.probes():  # reading all images would take as long as the network
         pair = dataset.read(position)
         digest.update(pair.rgb.tobytes() + pair.depth.tobytes())
     run = Run(
@@ -274,16 +289,16 @@ def _open_folder(options: Options, folder: Path | None, scorer: Scorer) -> Path:
         images=len(dataset), data=digest.hexdigest(), protocol=scorer.protocol.name,
         config=estimator.config.to_dict(), weights=estimator.weights.digest,
         precision=estimator.precision, device=estimator.device.type,
-        rows=[contender.identity() for contender in scorer.contenders],
+        rows=[predictor.identity() for predictor in scorer.predictors],
         sequences=[entry.sequence for entry in dataset.entries])
     if folder is None:
         folder = numbered_folder(
             options.output / datetime.now().astimezone().strftime('%Y-%m-%d_%H-%M-%S'))
         save_run(folder, run)  # from here on it can be resumed
-    different = list(load_run(folder).differences(msgspec.json.decode(to_json(run), type=Run)))
-    if different:
+    differences = list(load_run(folder).differences(msgspec.json.decode(to_json(run), type=Run)))
+    if differences:
         raise EvaluationError(f'--resume {folder}: that run was another one ('
-                              f'{"; ".join(different)}). Give the same settings, or start anew '
+                              f'{"; ".join(differences)}). Give the same settings, or start anew '
                               'without --resume.')
     link = folder.parent / LATEST
     try:
@@ -291,22 +306,22 @@ def _open_folder(options: Options, folder: Path | None, scorer: Scorer) -> Path:
             link.unlink()
         link.symlink_to(folder.name, target_is_directory=True)
     except OSError as error:
-        _say(f'WARNING: {link}: the link cannot be made ({error.strerror}).')
-    _say(f'results: {folder}')
+        _log(f'WARNING: {link}: the link cannot be made ({error.strerror}).')
+    _log(f'results: {folder}')
     return folder
 
 
-def _score(scorer: Scorer, folder: Path) -> tuple[NDArray[Any], int]:
-    """Records of all images, and how many were scored here and now: what was not yet recorded."""
-    done = load_records(folder / RECORDS, scorer.type)
-    remaining = sorted(set(range(len(scorer.dataset))) - set(done['position'].tolist()))
-    if len(done):
-        _say(f'{len(done)} images are done, {len(remaining)} remain')
-    every = [done]
+def _score_remaining(scorer: Scorer, folder: Path) -> tuple[NDArray[Any], int]:
+    """Score the images without a record; returns all records, and the number of new ones."""
+    finished = load_records(folder / RECORDS, scorer.type)
+    remaining = sorted(set(range(len(scorer.dataset))) - set(finished['position'].tolist()))
+    if len(finished):
+        _log(f'{len(finished)} images are done, {len(remaining)} remain')
+    parts = [finished]
     for record in scorer.score(remaining):
         save_record(folder / RECORDS, record)
-        every.append(record)
-    records = np.concatenate(every)
+        parts.append(record)
+    records = np.concatenate(parts)
     return records[np.argsort(records['position'])], len(remaining)
 
 
@@ -314,49 +329,53 @@ def _score(scorer: Scorer, folder: Path) -> tuple[NDArray[Any], int]:
 
 
 def _summarize(
-    options: Options, scorer: Scorer, every: NDArray[Any], timing: Timing, folder: Path,
+    options: Options, scorer: Scorer, records: NDArray[Any], timing: Timing, folder: Path,
 ) -> Results:
     dataset, protocol, estimator = scorer.dataset, scorer.protocol, scorer.estimator
-    measured = statistics.Measured(every[every['pixels'] > 0], scorer.contenders, dataset.entries,
-                                   options.average, protocol.max_depth)
-    if not len(measured.records):
+    stats = statistics.RunStatistics(
+        records[records['pixels'] > 0], scorer.predictors, dataset.entries, options.average,
+        protocol.max_depth)
+    if not len(stats.records):
         raise EvaluationError(f'{dataset.path}: no image has a valid true depth within '
                               f'{protocol.max_depth:g} m; is the depth right?')
-    config, weights, rows = estimator.config, estimator.weights, statistics.rows(measured)
-    blind = [dataset.entries[p].name for p in every['position'][every['pixels'] == 0]]
-    for name in blind:
-        _say(f'WARNING: image {name} is left out: no valid true depth where it is scored')
-    ranks = statistics.ranking(measured, SAMPLES_PER_ROLE)
+    config, weights, rows = estimator.config, estimator.weights, statistics.rows(stats)
+    skipped = [dataset.entries[p].name for p in records['position'][records['pixels'] == 0]]
+    for name in skipped:
+        _log(f'WARNING: image {name} is left out: no valid true depth where it is scored')
+    ranks = statistics.ranking(stats, SAMPLES_PER_ROLE)
     description = protocol.description + (
         '' if config.input_size == protocol.size else "; resized to the network's own input of "
         f'{config.input_height} x {config.input_width}')
-    how = How(protocol.name, options.average, MIN_DEPTH, protocol.max_depth, description)
+    protocol_info = ProtocolInfo(
+        protocol.name, options.average, MIN_DEPTH, protocol.max_depth, description)
     backbone = next((name for name, release in RELEASES.items()
                      if release.sha256 == weights.digest), config.backbone)
     settings = {**config.to_dict(), 'backbone': backbone, 'precision': estimator.precision}
-    write(folder / 'per_image.csv', statistics.per_image_csv(measured))
+    write(folder / 'per_image.csv', statistics.per_image_csv(stats))
     write(folder / 'config.yaml', to_yaml({**config.to_dict(), **options.runtime}))
     return Results(Summary(
         created=datetime.now().astimezone().isoformat(timespec='seconds'),
         command=options.command, config=config.to_dict(), versions=_versions(), weights=weights,
         data=Data(
             str(dataset.path), dataset.format, dataset.split, len(dataset),
-            len(dataset) - len(blind), dataset.depth,
-            hashlib.sha256(every['digest'].tobytes()).hexdigest(), blind,
+            len(dataset) - len(skipped), dataset.depth,
+            hashlib.sha256(records['digest'].tobytes()).hexdigest(), skipped,
             list(dataset.warnings), dataset.origin, dataset.official),
-        protocol=how, rows=rows, paper=list(PAPER_ROWS),
-        gate=judge(rows[0], settings, weights, how, official=dataset.official),
-        verdict=statistics.verdict(measured), tables=list(options.tables),
-        ranks={role: [measured.of_records[i].index for i in places]
-               for role, places in ranks.items()},
-        histograms=statistics.histograms(measured), timing=timing),
-        [_sample(scorer, measured, place, role)
-         for role, places in ranks.items() for place in places])
+        protocol=protocol_info, rows=rows, paper=list(PAPER_ROWS),
+        gate=judge(rows[0], settings, weights, protocol_info, official=dataset.official),
+        verdict=statistics.verdict(stats), tables=list(options.tables),
+        ranks={role: [stats.scored_entries[i].index for i in indices]
+               for role, indices in ranks.items()},
+        histograms=statistics.histograms(stats), timing=timing),
+        [_predict_sample(scorer, stats, index, role)
+         for role, indices in ranks.items() for index in indices])
 
 
-def _sample(scorer: Scorer, measured: statistics.Measured, place: int, role: str) -> Sample:
-    """An image for the figures; they are few, and are predicted once more."""
-    position, estimator = int(measured.records['position'][place]), scorer.estimator
+def _predict_sample(
+    scorer: Scorer, stats: statistics.RunStatistics, index: int, role: str,
+) -> Sample:
+    """Predict an image of the figures once more; records hold no pixels."""
+    position, estimator = int(stats.records['position'][index]), scorer.estimator
     entry = scorer.dataset.entries[position]
     rgb, truth = scorer.protocol.prepare(scorer.dataset.read(position))
     prediction = estimator.predict(rgb)
@@ -365,7 +384,7 @@ def _sample(scorer: Scorer, measured: statistics.Measured, place: int, role: str
         depth=prediction.depth, truth=truth, weights=prediction.weights,
         patch_depth=prediction.patch_depth, tokens=list(estimator.config.tokens),
         bins=list(estimator.config.bins),
-        metrics=named(metrics_of(measured.sums(METHOD)[0][place])))
+        metrics=named(metrics_of(stats.sums(METHOD)[0][index])))
 
 
 def _versions() -> dict[str, str]:
@@ -374,5 +393,5 @@ def _versions() -> dict[str, str]:
             'opencv': cv2.__version__, 'platform': platform.platform()}
 
 
-def _say(message: str) -> None:
+def _log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)

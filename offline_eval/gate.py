@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a run reproduced the paper's headline row: the same experiment, the same numbers."""
+"""Check whether a run reproduces the paper's headline row: same experiment, same numbers."""
 
 from __future__ import annotations
 
@@ -11,31 +11,38 @@ from depthclip_ros.core.weights import RELEASES, WeightsInfo
 from depthclip_ros.evaluation.metrics import PAPER_METRICS, SYMBOLS, number
 
 from .published import PAPER_CONFIG, PAPER_IMAGES, PAPER_METHOD
-from .results import Gate, How, Row
+from .results import Gate, ProtocolInfo, Row
 
-# Differences from the paper's row that count as reproduced. The independent re-run is within them.
+# Largest differences that count as reproduced. The independent re-run is within these limits.
 GATE_LIMITS = {'d1': .005, 'd2': .005, 'd3': .005, 'rel': .006, 'log10': .002, 'rmse': .01}
-# Whatever these are, the same is computed, within rounding.
-_ALIKE = frozenset({'out_of_range', 'scene_temperature'})
-_ALSO = {'precision': 'float16'}  # of the official code on a GPU, which the paper's numbers are of
+# Settings that do not change the result beyond rounding.
+_IRRELEVANT = frozenset({'out_of_range', 'scene_temperature'})
+_ALTERNATIVES = {'precision': 'float16'}  # the official code's on a GPU
 
 
 def other_settings(
-    values: Mapping[str, Any], without: Sequence[str] = (),
+    values: Mapping[str, Any], excluded: Sequence[str] = (),
 ) -> list[tuple[str, Any, Any]]:
-    """Settings that are not the paper's: name, value, and the paper's value."""
-    return [(name, values[name], wanted) for name, wanted in PAPER_CONFIG.to_dict().items()
-            if name not in _ALIKE and name not in without and name in values
-            and values[name] not in (wanted, _ALSO.get(name, wanted))]
+    """List settings that differ from the paper's: name, value, and the paper's value."""
+    return [(name, values[name], paper_value)
+            for name, paper_value in PAPER_CONFIG.to_dict().items()
+            if name not in _IRRELEVANT and name not in excluded and name in values
+            and values[name] not in (paper_value, _ALTERNATIVES.get(name, paper_value))]
 
 
 def judge(
-    row: Row, settings: Mapping[str, Any], weights: WeightsInfo, protocol: How, *, official: bool,
+    row: Row, settings: Mapping[str, Any], weights: WeightsInfo, protocol: ProtocolInfo, *,
+    official: bool,
 ) -> Gate:
-    """Whether the paper's headline row was reproduced: the same experiment, the same numbers.
+    """Compare experiment and metrics with the paper's headline row.
 
-    `row` is the method's, over all images; of the settings backbone and precision are what ran;
-    `official` says whether the data are NYU's official test split with raw depth.
+    Args:
+        row: of the method, over all images.
+        settings: of the method; backbone and precision as run.
+        weights: of the run.
+        protocol: of the run.
+        official: whether the data are NYU's official test split with raw depth.
+
     """
     reasons = []
     if not official:
@@ -47,11 +54,11 @@ def judge(
     if (protocol.name, protocol.average) != ('depthclip', 'image'):
         reasons.append(f'the protocol is {protocol.name}, averaged per {protocol.average}, not '
                        "the official code's")
-    reasons += [f'{name} is {quoted(value, 200)}, in the paper {quoted(wanted, 200)}'
-                for name, value, wanted in other_settings(settings)]
+    reasons += [f'{name} is {quoted(value, 200)}, in the paper {quoted(paper_value, 200)}'
+                for name, value, paper_value in other_settings(settings)]
     offsets = {m: row.metrics[m] - PAPER_METHOD.metrics[m] for m in PAPER_METRICS}
     for metric, offset in offsets.items():
-        # Written so that NaN is beyond the limit.
+        # `not <=`, so that NaN exceeds the limit.
         if not abs(offset) <= GATE_LIMITS[metric]:
             reasons.append(f'{SYMBOLS[metric]} is {number(row.metrics[metric])}, in the paper '
                            f'{number(PAPER_METHOD.metrics[metric])}: '

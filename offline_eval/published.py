@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was published: the paper's settings and its Tables 1 to 3."""
+"""Published results: the paper's settings and Tables 1 to 3, and numbers of later papers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .results import ALL, Row
 METHOD = 'DepthCLIP'
 ORIGINAL_BINS, ORIGINAL_PROMPT = 'Original bin', 'Original prompt'
 
-# What the paper's row is computed with (section 4.2 and the official code), every setting of it.
+# All settings of the paper's row (section 4.2 and the official code).
 PAPER_CONFIG = DepthConfig(
     tokens=PAPER_TOKENS, bins=PAPER_BINS, templates=('This object is {}',), temperature=0.1,
     backbone='RN50', features='reference', input_height=416, input_width=544, flip_average=True,
@@ -65,8 +65,8 @@ PAPER_ROWS = (
     PAPER_METHOD,
     _row('AdaDepthCLIP', 'DepthCLIP, independent re-run', ALL, .390, .680, .848, .393, .158, 1.176,
          note='by the authors of AdaDepthCLIP'),
-    # Trained on NYU's training split: what a calibrated row is to be compared with. As published;
-    # Hu et al. as others quote them.
+    # Trained on NYU's training split, for comparison with calibrated rows. As published; Hu et al.
+    # as quoted in later papers.
     _row('calibrated', 'Hu et al. 2024: learned prompts, bins by scene', ALL, .428, .732, .898,
          .347, None, 1.049, note='one training image a scene class'),
     _row('calibrated', 'Auty and Mikolajczyk 2023: seven learned tokens', ALL, .465, .776, .922,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder `records`: raw sums of every image, and of what run they are.
+"""The folder `records`: sums of every image, and the run that they belong to.
 
-An interrupted run continues from them, and two runs are compared by them.
+An interrupted run resumes from them, and `compare` reads them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from depthclip_ros.evaluation.metrics import SUMS, Float64
 from .results import to_json, write, write_arrays
 
 RECORDS, HEADER = 'records', 'run.json'
-CONSTANTS = 200  # constants from max_depth / 200 to max_depth, for the best one
-HISTOGRAM = 100  # bins from 0 to max_depth
-JOINT = 50  # the same, of true depth and again of the method's
+CONSTANTS = 200  # candidates of the best constant, up to max_depth
+HISTOGRAM_BINS = 100  # bins from 0 to max_depth
+JOINT_BINS = 50  # the same of the joint histogram of true and predicted depth
 
 
 class Run(Struct, frozen=True, kw_only=True):
-    """What a run's digits depend on: `run.json`."""
+    """Everything that determines the scores of a run: `run.json`."""
 
     version: str
     format: str
@@ -41,34 +41,34 @@ class Run(Struct, frozen=True, kw_only=True):
     weights: str  # digest
     precision: str
     device: str
-    rows: list[dict[str, Any]]  # identity of every contender
+    rows: list[dict[str, Any]]  # identity of every predictor
     sequences: list[str]  # scene of every image; '': unknown
 
-    def differences(self, other: Run) -> Iterator[str]:
-        """What this run, of then, does not have in common with that of now."""
+    def differences(self, current: Run) -> Iterator[str]:
+        """Describe the fields that differ between this run and the current one."""
         for name in self.__struct_fields__:
-            then, now = getattr(self, name), getattr(other, name)
-            if then == now:
+            old, new = getattr(self, name), getattr(current, name)
+            if old == new:
                 continue
-            if isinstance(then, dict):
-                yield from (f'{key}: {then.get(key)} then, {now.get(key)} now'
-                            for key in sorted({*then, *now}) if then.get(key) != now.get(key))
-            elif isinstance(then, list) or name in ('data', 'weights'):  # too long to read
+            if isinstance(old, dict):
+                yield from (f'{key}: {old.get(key)} then, {new.get(key)} now'
+                            for key in sorted({*old, *new}) if old.get(key) != new.get(key))
+            elif isinstance(old, list) or name in ('data', 'weights'):  # too long to read
                 yield f'other {name}'
             else:
-                yield f'{name}: {then} then, {now} now'
+                yield f'{name}: {old} then, {new} now'
 
 
 def save_run(folder: Path, run: Run) -> None:
-    """Write the run to which the records of a results folder belong."""
+    """Write the description of a run into its results folder."""
     write(folder / RECORDS / HEADER, to_json(run))
 
 
 def load_run(folder: Path) -> Run:
-    """Inverse of `save_run`.
+    """Read the description of a run from its results folder.
 
     Raises:
-        EvaluationError: it is missing, damaged, or of another version.
+        EvaluationError: the file is missing, damaged, or of another version.
 
     """
     path = folder / RECORDS / HEADER
@@ -80,26 +80,26 @@ def load_run(folder: Path) -> Run:
 
 
 def constants(max_depth: float) -> Float64:
-    """(200,) metres."""
+    """List the candidates of the best constant: (200,) metres."""
     return np.linspace(max_depth / CONSTANTS, max_depth, CONSTANTS)
 
 
-def layout(contenders: int, grid: tuple[int, int]) -> np.dtype[Any]:
-    """Type of a record; `position` is the place in the data set's entries.
+def layout(predictors: int, grid: tuple[int, int]) -> np.dtype[Any]:
+    """Define the dtype of a record.
 
-    `sums` are those of every contender, `curve` those of every constant, `digest` is the SHA-256
-    of image and depth, `joint` numbers of pixels by true depth (rows) and the method's;
-    `patches` is the method's depth in metres.
+    `position` is the index in the data set's entries, `sums` holds the sums of every predictor,
+    `curve` those of every constant, `digest` is the SHA-256 of image and depth, `joint` counts
+    pixels by true depth (rows) and the method's depth, `patches` is the method's depth in metres.
     """
     return np.dtype([
         ('position', '<i8'), ('pixels', '<i8'), ('median', '<f8'), ('digest', 'u1', 32),
-        ('sums', '<f8', (contenders, len(SUMS))), ('curve', '<f8', (CONSTANTS, len(SUMS))),
-        ('histogram', '<i8', HISTOGRAM), ('joint', '<u4', (JOINT, JOINT)),
+        ('sums', '<f8', (predictors, len(SUMS))), ('curve', '<f8', (CONSTANTS, len(SUMS))),
+        ('histogram', '<i8', HISTOGRAM_BINS), ('joint', '<u4', (JOINT_BINS, JOINT_BINS)),
         ('patches', '<f4', grid)])
 
 
 def save_record(folder: Path, record: NDArray[Any]) -> None:
-    """Keep the (1,) record of an image, from which an interrupted run continues."""
+    """Write the (1,) record of an image."""
     write_arrays(folder / _file_name(record), records=record)
 
 
@@ -107,18 +107,18 @@ def _file_name(record: NDArray[Any]) -> str:
     return f'{record["position"][0]:05d}.npz'
 
 
-def load_records(folder: Path, of_type: np.dtype[Any] | None = None) -> NDArray[Any]:
-    """All records of whole files, in order of position; a damaged file counts for nothing.
+def load_records(folder: Path, dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
+    """Read all records of intact files, in order of position.
 
-    Nor does a file of another name, as the copies that synchronised folders have: 00001 (1).npz.
-    `of_type` is None for whatever the files hold.
+    Damaged files are skipped, and so are files with another name than their record's: synchronized
+    folders contain copies such as 00001 (1).npz. `dtype` None keeps the dtype of the files.
     """
     parts = []
     for path in folder.glob('*.npz'):
         with suppress(OSError, EOFError, ValueError, LookupError, TypeError,
                       zipfile.BadZipFile), \
                 np.load(path, allow_pickle=False) as stored:
-            record = np.asarray(stored['records'], of_type)
+            record = np.asarray(stored['records'], dtype)
             parts += [record] if path.name == _file_name(record) else []
-    every = np.concatenate(parts) if parts else np.zeros(0, of_type or layout(0, (0, 0)))
-    return every[np.argsort(every['position'])]
+    records = np.concatenate(parts) if parts else np.zeros(0, dtype or layout(0, (0, 0)))
+    return records[np.argsort(records['position'])]

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation leaves behind: the results folder, and the types of its `summary.json`.
+"""The results folder of an evaluation, and the types of its `summary.json`.
 
-| file | what |
+| file | content |
 |---|---|
 | `summary.json` | `Summary`: everything but pixels |
 | `config.yaml` | the effective configuration, a ROS parameter file |
 | `per_image.csv` | one line per image: metrics of the method and of the best constant |
 | `samples/NNNNN.npz` | images for the figures |
 | `report/` | for a browser, as Markdown and as LaTeX, with its figures |
-| `records/` | raw sums of every image, from which an interrupted run continues |
+| `records/` | sums of every image, from which an interrupted run resumes |
 
-The folder is written under temporary names; what has its final name is complete.
+Files are written under temporary names: a file with its final name is complete.
 """
 
 from __future__ import annotations
@@ -45,30 +45,30 @@ class Row(Struct, frozen=True):
     # 'foreign'; of a published row its table '1', '2', '3', or its source
     group: str
     scene: str  # ALL or a scene class
-    metrics: dict[str, float]  # by name, see METRICS; what is not known is absent
-    images: int = 0  # how many images it is a mean of; 0: not known
-    interval: dict[str, Interval] | None = None  # per metric, where computed
-    note: str = ''  # what the reader must know, e.g. 'oracle: chosen on this ground truth'
+    metrics: dict[str, float]  # by name, see METRICS; unknown ones are absent
+    images: int = 0  # number of images; 0: unknown
+    interval: dict[str, Interval] | None = None  # per metric, if computed
+    note: str = ''  # for the reader, e.g. 'oracle: chosen on this ground truth'
 
 
 class Data(Struct, frozen=True):
-    """What was evaluated; what is not explained is a `Dataset`'s."""
+    """The evaluated data; other fields as in `Dataset`."""
 
     path: str
     format: str
     split: str
     images: int  # of the split
-    evaluated: int  # of these, with at least one valid pixel
+    evaluated: int  # images with at least one valid pixel
     depth: str
     digest: str  # SHA-256 (hex) over the SHA-256 of every image and depth as read, in order
-    skipped: list[str] = []  # names of the images without valid true depth where it is scored
+    skipped: list[str] = []  # names of images without any valid true depth
     warnings: list[str] = []
     origin: str = ''
     official: bool = False
 
 
-class How(Struct, frozen=True):
-    """How it was measured: a protocol; `average` is 'image' or 'pixel'."""
+class ProtocolInfo(Struct, frozen=True):
+    """A protocol and its averaging; `average` is 'image' or 'pixel'."""
 
     name: str
     average: str
@@ -78,41 +78,41 @@ class How(Struct, frozen=True):
 
 
 class Gate(Struct, frozen=True):
-    """Whether the paper's row was reproduced."""
+    """Result of the comparison with the paper's headline row."""
 
-    status: str  # 'reproduced' or 'not reproduced'; never anything else
+    status: str  # 'reproduced' or 'not reproduced'
     differences: dict[str, float]  # measured minus paper, per metric of the paper
-    limits: dict[str, float]  # largest absolute difference that counts as reproduced
+    limits: dict[str, float]  # largest absolute differences that count as reproduced
     reasons: list[str] = []  # why not, in sentences
 
 
 class Comparison(Struct, frozen=True):
-    """How far the method is above one control, on the same images."""
+    """Paired comparison of the method with one control."""
 
     name: str  # of the control's row
     gains: dict[str, float]  # per metric: positive is better for the method
-    # Of the gain, per metric; those of δ1 and rmse of all comparisons hold together with 95 %.
-    # Empty with too few scenes.
+    # Of the gains, per metric; empty with too few scenes. The intervals of δ1 and rmse of all
+    # comparisons hold together with 95 %.
     intervals: dict[str, Interval]
 
 
 class Verdict(Struct, frozen=True):
-    """How far the method is above the controls."""
+    """Comparisons of the method with all controls."""
 
     text: str  # in sentences
     constants: dict[str, float]  # the best constant depth in metres, per metric
-    comparisons: list[Comparison]  # a family, the best constant first
-    units: int  # number of scenes (or images) that are taken for independent
-    unit: str  # 'scenes', or 'images' where the data do not say which scene
+    comparisons: list[Comparison]  # the best constant first
+    units: int  # number of scenes (or images) that are treated as independent
+    unit: str  # 'scenes', or 'images' where the data do not name scenes
 
 
 class Histograms(Struct, frozen=True):
     """Distribution of the valid true depth."""
 
-    edges: list[float]  # n + 1 of bins, in metres
-    counts: dict[str, list[int]]  # n numbers of pixels, per scene class, and of ALL
-    # Numbers of pixels, a row per bin of true depth, in it one per bin of predicted depth; both of
-    # even width from the first edge to the last.
+    edges: list[float]  # n + 1 edges, in metres
+    counts: dict[str, list[int]]  # pixels in each bin, per scene class and for ALL
+    # Pixels by bins of true depth (rows) and predicted depth, both of equal width from the first
+    # edge to the last.
     joint: list[list[int]] = []
 
 
@@ -131,54 +131,54 @@ class Summary(Struct, frozen=True, kw_only=True):
     created: str
     command: str
     config: dict[str, Any]  # settings of `DepthConfig`, as in a parameter file
-    versions: dict[str, str]  # of this package and what it builds on
+    versions: dict[str, str]  # of this package and its dependencies
     weights: WeightsInfo
     data: Data
-    protocol: How
-    rows: list[Row]  # every result; the tables are selections of it
-    paper: list[Row]  # the published rows beside which they stand
+    protocol: ProtocolInfo
+    rows: list[Row]  # of this run
+    paper: list[Row]  # published rows
     gate: Gate
     verdict: Verdict
-    tables: list[str]  # which of the paper's tables this run holds ('1', '2', '3')
+    tables: list[str]  # the paper's tables in this run ('1', '2', '3')
     ranks: dict[str, list[int]]  # indices of the best, median and worst images by δ1
     histograms: Histograms
     timing: Timing
 
     def row(self, name: str, scene: str = ALL) -> Row | None:
-        """First row of that name and scene."""
+        """Find the first row of a name and scene."""
         return next((r for r in self.rows if (r.name, r.scene) == (name, scene)), None)
 
 
 class Results(Struct, frozen=True):
-    """All that a report is made of; without samples their figures are left out."""
+    """Input of a report; figures of images need samples."""
 
     summary: Summary
     samples: list[Sample] = []
 
     def of_role(self, role: str) -> list[Sample]:
-        """Samples of 'best', 'median' or 'worst', in the summary's order."""
-        known = {sample.index: sample for sample in self.samples if sample.role == role}
-        return [known[index] for index in self.summary.ranks[role] if index in known]
+        """Select the samples of 'best', 'median' or 'worst', in the summary's order."""
+        samples = {sample.index: sample for sample in self.samples if sample.role == role}
+        return [samples[index] for index in self.summary.ranks[role] if index in samples]
 
 
 def save(folder: Path, results: Results) -> None:
-    """Write samples and summary, which is last: a folder with a summary is complete.
+    """Write the samples, and the summary last: a folder with a summary is complete.
 
     Raises:
-        ResultsError: they cannot be written.
+        ResultsError: a file cannot be written.
 
     """
     for sample in results.samples:
-        values = {name: getattr(sample, name) for name in sample.__struct_fields__}
-        arrays = {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
-        about = {k: v for k, v in values.items() if k not in arrays}
+        fields = {name: getattr(sample, name) for name in sample.__struct_fields__}
+        arrays = {k: v for k, v in fields.items() if isinstance(v, np.ndarray)}
+        about = {k: v for k, v in fields.items() if k not in arrays}
         write_arrays(folder / SAMPLES / f'{sample.index:05d}.npz',
                      about=np.array(to_json(about)), **arrays)
     write(folder / SUMMARY, to_json(results.summary))
 
 
 def load(folder: Path) -> Results:
-    """Inverse of `save`.
+    """Read the results of a folder.
 
     Raises:
         ResultsError: there is no summary, or a file is damaged or of another version.
@@ -202,7 +202,7 @@ def load(folder: Path) -> Results:
 
 
 def to_json(value: object) -> str:
-    """JSON text of structs, containers, and NumPy's numbers; names of files are `printable`."""
+    """Encode structs, containers and NumPy numbers as JSON; file names become `printable`."""
     def number(value: Any) -> Any:
         return value.item()
     try:
@@ -214,10 +214,10 @@ def to_json(value: object) -> str:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file that gets its name when it is complete, or not at all; text as `printable`.
+    """Write a file atomically; text becomes `printable`.
 
     Raises:
-        ResultsError: it cannot be written, e.g. the disk is full.
+        ResultsError: the file cannot be written, e.g. the disk is full.
 
     """
     try:
@@ -230,7 +230,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays as .npz, as `write` does."""
+    """Write arrays as .npz, atomically as `write`."""
     content = io.BytesIO()
-    np.savez(content, **arrays)  # noise packs badly
+    np.savez(content, **arrays)  # noise does not compress
     write(path, content.getvalue())

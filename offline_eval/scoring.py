@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From images to records: the network once, then every contender."""
+"""Scoring of images: one pass through the network, then every predictor; gives records."""
 
 from __future__ import annotations
 
@@ -18,77 +18,72 @@ from torch import Tensor
 
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.engine import one_thread
-from depthclip_ros.core.projection import (
-    upsample,
-)
+from depthclip_ros.core.projection import upsample
 from depthclip_ros.evaluation.datasets import Dataset
 from depthclip_ros.evaluation.datasets.base import Metres
 from depthclip_ros.evaluation.errors import DatasetError, PredictionError
-from depthclip_ros.evaluation.metrics import (
-    MIN_DEPTH,
-    joint_histogram,
-    score,
-)
+from depthclip_ros.evaluation.metrics import MIN_DEPTH, joint_histogram, score
 from depthclip_ros.evaluation.protocol import Protocol
 from depthclip_ros.progress import progress
 
-from .contenders import ClosedForm, Contender, OtherImage, PatchDepth, PixelDepth
+from .contenders import ClosedForm, OtherImage, PatchDepth, PixelDepth, Predictor
 from .images import EvaluatedImage, TextFeatures
-from .records import HISTOGRAM, JOINT, constants, layout
+from .records import HISTOGRAM_BINS, JOINT_BINS, constants, layout
 
-BESIDE_GPU = 8  # threads that read and score
-_Done = TypeVar('_Done')
+THREADS_BESIDE_GPU = 8  # they read and score
+_Result = TypeVar('_Result')
 
 
 # Scores ------------------------------------------------------------------------------------------
 
 
 class Scorer:
-    """Scores images, several at once, each by itself.
+    """Scores several images in parallel.
 
-    On a CPU a thread does everything of an image, instead of all threads one operation: less
-    waiting, and rounding does not depend on how many there are. A GPU sees one image at a time,
-    while other threads read and score. `network_seconds` counts the time spent in the image
-    encoder; of threads, their mean.
+    On a CPU, each thread processes whole images: threads wait less than with parallel operations,
+    and rounding does not depend on their number. A GPU encodes one image at a time, while other
+    threads read and score. `network_seconds` is the time in the image encoder, averaged over the
+    threads of a CPU.
     """
 
     def __init__(
         self, dataset: Dataset, protocol: Protocol, estimator: DepthEstimator,
-        chosen: Sequence[Contender], text: TextFeatures,
+        predictors: Sequence[Predictor], text: TextFeatures,
     ) -> None:
-        """Take what is to be scored."""
+        """Prepare to score predictors on a data set."""
         self.dataset, self.protocol, self.estimator = dataset, protocol, estimator
-        self.contenders, self.text = chosen, text
+        self.predictors, self.text = predictors, text
         on_cpu = estimator.device.type == 'cpu'
-        self._threads = torch.get_num_threads() if on_cpu else BESIDE_GPU
+        self._threads = torch.get_num_threads() if on_cpu else THREADS_BESIDE_GPU
         self._network = nullcontext() if on_cpu else Lock()
-        self._shared = self._threads if on_cpu else 1
+        self._network_calls = self._threads if on_cpu else 1
         self._clock = Lock()
-        self.type = layout(len(chosen), estimator.grid)
+        self.type = layout(len(predictors), estimator.grid)
         self.network_seconds = 0.0
 
     def score(self, positions: Sequence[int]) -> Iterator[NDArray[Any]]:
-        """(1,) records of images, in order; but for contenders that are other images' depth."""
-        return self._each(self._score, positions, 'evaluation')
+        """Yield (1,) records of images, in order, without the sums of `OtherImage`."""
+        return self._map(self._score_image, positions, 'evaluation')
 
     def score_partners(self, records: NDArray[Any]) -> None:
-        """Fill in the sums of contenders that are the method's depth of another image."""
+        """Fill in the sums of `OtherImage`, from the method's depth in the records."""
         order = np.random.default_rng(0).permutation(len(records))
-        others = {place: dict(zip(order.tolist(), order[partners(len(order), c.shift)].tolist(),
-                                  strict=True))
-                  for place, c in enumerate(self.contenders) if isinstance(c, OtherImage)}
+        partners_of = {
+            index: dict(zip(order.tolist(), order[partners(len(order), p.shift)].tolist(),
+                            strict=True))
+            for index, p in enumerate(self.predictors) if isinstance(p, OtherImage)}
 
-        def of_image(record: Any) -> None:
+        def fill(record: Any) -> None:
             position = int(record['position'])
-            self._fill(record, self.protocol.truth(self.dataset.read_truth(position)), {
-                place: torch.tensor(records[partner[position]]['patches'],
+            self._fill_sums(record, self.protocol.truth(self.dataset.read_truth(position)), {
+                index: torch.tensor(records[partner_of[position]]['patches'],
                                     device=self.estimator.device)
-                for place, partner in others.items()})
-        list(self._each(of_image, records if others else (), 'shuffled images'))
+                for index, partner_of in partners_of.items()})
+        list(self._map(fill, records if partners_of else (), 'shuffled images'))
 
     @torch.inference_mode()
     def encode(self, position: int) -> EvaluatedImage:
-        """Read an image, and encode it."""
+        """Read an image and encode it."""
         pair, entry = self.dataset.read(position), self.dataset.entries[position]
         try:
             rgb, truth = self.protocol.prepare(pair)
@@ -101,67 +96,69 @@ class Scorer:
                 torch.cuda.synchronize(maps.features.device)
             seconds = time.perf_counter() - start
         with self._clock:
-            self.network_seconds += seconds / self._shared
+            self.network_seconds += seconds / self._network_calls
         return EvaluatedImage(position, entry, pair, rgb, truth, maps, self.estimator,
                               self.protocol, self.text)
 
-    def _each(
-        self, function: Callable[[Any], _Done], items: Sequence[Any] | NDArray[Any], what: str,
-    ) -> Iterator[_Done]:
+    def _map(
+        self, function: Callable[[Any], _Result], items: Sequence[Any] | NDArray[Any], label: str,
+    ) -> Iterator[_Result]:
         with one_thread(), ThreadPoolExecutor(self._threads) as pool:
             try:
-                yield from progress(pool.map(function, items), what, len(items))
+                yield from progress(pool.map(function, items), label, len(items))
             finally:
                 pool.shutdown(cancel_futures=True)
 
     @torch.inference_mode()
-    def _score(self, position: int) -> NDArray[Any]:
-        image, record = self.encode(position), np.zeros(1, self.type)
-        depth: dict[int, Tensor] = {}
-        of_image = record[0]
-        of_image['position'], of_image['pixels'] = position, len(image.valid)
+    def _score_image(self, position: int) -> NDArray[Any]:
+        image, records = self.encode(position), np.zeros(1, self.type)
+        depths: dict[int, Tensor] = {}
+        record = records[0]
+        record['position'], record['pixels'] = position, len(image.valid)
         digest = hashlib.sha256(np.ascontiguousarray(image.pair.rgb).data)
         digest.update(np.ascontiguousarray(image.pair.depth).data)
-        of_image['digest'] = np.frombuffer(digest.digest(), np.uint8)
-        for place, contender in enumerate(self.contenders):
-            if place and not len(image.valid):
-                break  # the method's depth of a blind image is scored on its partners
-            match contender:
+        record['digest'] = np.frombuffer(digest.digest(), np.uint8)
+        for index, predictor in enumerate(self.predictors):
+            if index and not len(image.valid):
+                break  # partners need the method's depth even of an image without truth
+            match predictor:
                 case ClosedForm():
-                    of_image['sums'][place] = contender.sums(image)
+                    record['sums'][index] = predictor.sums(image)
                 case PatchDepth():
-                    depth[place] = contender.patches(image)
+                    depths[index] = predictor.patches(image)
                 case PixelDepth():
-                    depth[place] = contender.pixels(image)
-        for place, metres in depth.items():
-            _check(metres, self.contenders[place], position)
-        of_image['patches'] = depth[0].cpu().numpy()
+                    depths[index] = predictor.pixels(image)
+        for index, metres in depths.items():
+            _check_depth(metres, self.predictors[index], position)
+        record['patches'] = depths[0].cpu().numpy()
         if len(image.valid):
-            most = self.protocol.max_depth
-            of_image['median'] = image.median
-            of_image['histogram'] = np.histogram(image.valid, HISTOGRAM, (0, most))[0]
-            of_image['curve'] = image.constants.score(constants(most))
-            self._fill(of_image, image.truth, depth)
-        return record
+            max_depth = self.protocol.max_depth
+            record['median'] = image.median
+            record['histogram'] = np.histogram(image.valid, HISTOGRAM_BINS, (0, max_depth))[0]
+            record['curve'] = image.constants.score(constants(max_depth))
+            self._fill_sums(record, image.truth, depths)
+        return records
 
     @torch.inference_mode()
-    def _fill(self, record: Any, truth: Metres, depth: Mapping[int, Tensor]) -> None:
-        """Fill in the sums of one image's depth, by the contenders' places."""
-        true, most = torch.from_numpy(truth).to(self.estimator.device), self.protocol.max_depth
-        whole = [p for p in depth if isinstance(self.contenders[p], PixelDepth)]
-        for places in filter(None, ([p for p in depth if p not in whole], whole)):
-            maps = torch.stack([depth[place] for place in places])
-            if places is not whole:
+    def _fill_sums(self, record: Any, truth: Metres, depths: Mapping[int, Tensor]) -> None:
+        """Fill in the sums of one image's depth, keyed by the index of the predictor."""
+        target = torch.from_numpy(truth).to(self.estimator.device)
+        max_depth = self.protocol.max_depth
+        pixelwise = [i for i in depths if isinstance(self.predictors[i], PixelDepth)]
+        patchwise = [i for i in depths if i not in pixelwise]
+        for indices in filter(None, (patchwise, pixelwise)):
+            maps = torch.stack([depths[index] for index in indices])
+            if indices is patchwise:
                 maps = upsample(maps, self.protocol.size, self.estimator.config.upsampling)
-            record['sums'][places] = score(true, maps, most).cpu().numpy()
-            if places[0] == 0:  # the method
-                record['joint'] = joint_histogram(true, maps[0], most, JOINT)
+            record['sums'][indices] = score(target, maps, max_depth).cpu().numpy()
+            if indices[0] == 0:  # the method
+                record['joint'] = joint_histogram(target, maps[0], max_depth, JOINT_BINS)
 
 
 def partners(count: int, shift: int) -> list[int]:
-    """Whose depth is scored on each image: of its own group of four, another one.
+    """Choose another image of the same group of four for each image, by a cyclic shift.
 
-    What remains beyond whole groups belongs to the last one, so that nobody is his own partner.
+    The last group takes the remainder, so that no image is its own partner.
     """
     order: list[int] = []
     while len(order) < count:
@@ -171,12 +168,17 @@ def partners(count: int, shift: int) -> list[int]:
     return order
 
 
-def _check(depth: Tensor, contender: Contender, position: int) -> None:
-    """Upsampling takes means, so that what holds for the patches holds for the pixels."""
-    good = depth.isfinite() & (depth > MIN_DEPTH)
-    if not bool(good.all()):
-        values = depth[~good]
+def _check_depth(depth: Tensor, predictor: Predictor, position: int) -> None:
+    """Check patches, or pixels: upsampling averages, so that valid patches give valid pixels.
+
+    Raises:
+        PredictionError: depth is not finite, or not above the minimum.
+
+    """
+    valid = depth.isfinite() & (depth > MIN_DEPTH)
+    if not bool(valid.all()):
+        values = depth[~valid]
         raise PredictionError(
-            f'{contender.name}: the predicted depth of image {position} is {float(values[0])} m '
+            f'{predictor.name}: the predicted depth of image {position} is {float(values[0])} m '
             f'in {len(values)} patches; depth must be finite and above {MIN_DEPTH} m. The weights '
             'or their precision are at fault; nothing was left out of the score in silence.')

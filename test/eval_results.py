@@ -25,7 +25,7 @@ from offline_eval.results import (
     Data,
     Gate,
     Histograms,
-    How,
+    ProtocolInfo,
     Results,
     Row,
     Summary,
@@ -150,7 +150,7 @@ def make_summary(samples, chosen):
         data=Data(HOSTILE, 'rendered rooms', 'test', len(samples) + 1, len(samples), 'raw',
                   'f' * 64, ['a'], ['Not NYU Depth v2.'],
                   origin='', official=False),
-        protocol=How('depthclip', 'image', 0.001, 10.0, 'the official code'),
+        protocol=ProtocolInfo('depthclip', 'image', 0.001, 10.0, 'the official code'),
         rows=rows, paper=list(PAPER_ROWS),
         gate=Gate('not reproduced', {
             m: mean[m] - PAPER_METHOD.metrics[m] for m in PAPER_METRICS}, dict(GATE_LIMITS),

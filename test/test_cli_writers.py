@@ -17,7 +17,7 @@ from ros_harness import own_domain
 from depthclip_ros.cli import demo as demo_command
 from depthclip_ros.cli import main as cli
 from depthclip_ros.core.files import numbered_folder
-from depthclip_ros.evaluation.bootstrap import LEAST_GROUPS
+from depthclip_ros.evaluation.bootstrap import MIN_GROUPS
 from depthclip_ros.sim import KINDS
 from depthclip_ros.sim.formats import make_samples, split
 from offline_eval import cli as evaluation
@@ -279,7 +279,7 @@ def test_options_of_an_evaluation_are_looked_at_first(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(('place', 'goes_on'), [('load_model', False), ('_score', True)])
+@pytest.mark.parametrize(('place', 'goes_on'), [('load_model', False), ('_score_remaining', True)])
 def test_resume_is_promised_where_there_is_a_run(place, goes_on, world, tmp_path, monkeypatch,
                                                  capsys):
     def interrupt(*_):
@@ -322,4 +322,4 @@ def test_the_example_of_the_document_has_scenes_enough_for_a_verdict():
     text = (Path(__file__).resolve().parents[1] / 'docs/evaluation.md').read_text()
     count = int(re.search(r'write_demo_data\.py .*--images (\d+)', text)[1])
     rooms = {(number // (2 * len(KINDS)), number % len(KINDS)) for number in split(count)[1]}
-    assert len(rooms) >= LEAST_GROUPS
+    assert len(rooms) >= MIN_GROUPS

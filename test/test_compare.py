@@ -14,9 +14,9 @@ from test_recordings import RGBD
 from depthclip_ros.cli import compare as compare_command
 from depthclip_ros.cli.main import main
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
-from depthclip_ros.evaluation.bootstrap import LEAST_GROUPS
+from depthclip_ros.evaluation.bootstrap import MIN_GROUPS
 from depthclip_ros.evaluation.metrics import METRICS, metrics_of, score
-from depthclip_ros.evaluation.recorded import Scores, compare
+from depthclip_ros.evaluation.recorded import Scores, pool
 from depthclip_ros.messages.config import with_demo_settings
 from depthclip_ros.sim.camera import SimCamera
 from depthclip_ros.sim.formats import NANOSECONDS
@@ -217,15 +217,15 @@ def test_intervals_are_of_recordings(tmp_path):
     """From 20 of them on, and where depth is good, its gain over the constant is certain."""
     rng = np.random.default_rng(1)
     several = []
-    for number in range(LEAST_GROUPS):
+    for number in range(MIN_GROUPS):
         scores = Scores(f'{number}', '')
         for image in range(2):
             truth = rng.lognormal(0.8, 0.4, (8, 8)).astype(np.float32)
             scores.add(str(image), truth * 1.05, truth)
         several.append(scores)
-    assert compare(several[1:]).intervals == {}
-    found = compare(several)
-    assert {metric: i.reading() for metric, i in found.intervals.items()} == {
+    assert pool(several[1:]).intervals == {}
+    found = pool(several)
+    assert {metric: i.outcome() for metric, i in found.intervals.items()} == {
         'd1': 'better', 'rmse': 'better'}
     assert 'interval of the gain' in found.verdict
 
@@ -234,7 +234,7 @@ def test_what_is_measured_beyond_200_metres_counts_where_it_is_asked_for():
     truth = np.array([[150.0, 250.0, 290.0, 400.0]], np.float32)
     scores = Scores('far', '')
     scores.add('0', truth, truth, 300.0)
-    found = compare([scores])
+    found = pool([scores])
     assert (found.pixels, found.lines[0].metrics['d1']) == (3, 1.0)
     assert [(d.low, d.high) for d in found.distances] == [(100.0, 200.0), (200.0, 500.0)]
     with pytest.raises(SystemExit, match='2'):
@@ -250,7 +250,7 @@ def test_who_says_nothing_where_it_is_hard_is_not_better_for_it():
         wrong = truth * np.where(np.arange(8) < 4, 1.0, 2.0).astype(np.float32)
         bold.add(str(image), wrong, truth)
         shy.add(str(image), np.where(wrong == truth, wrong, np.nan), truth)
-    bold, shy = compare([bold]), compare([shy])
+    bold, shy = pool([bold]), pool([shy])
     assert (bold.answered, shy.answered) == (1.0, 0.5)
     constants = [next(x for x in c.lines if x.name == 'best constant') for c in (bold, shy)]
     assert constants[0] == constants[1]

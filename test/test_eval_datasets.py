@@ -22,8 +22,8 @@ from depthclip_ros.evaluation.datasets.base import NYU, RENDERED
 from depthclip_ros.evaluation.datasets.kitti import LIST as KITTI_LIST
 from depthclip_ros.evaluation.datasets.nyu import (
     FOCAL,
-    KEPT,
     MARK_FILE,
+    VALID_REGION,
     official_split,
     scene_classes,
 )
@@ -298,7 +298,8 @@ def test_extraction(world, samples, shared_dir):
             rgb_name, depth_name, depth_name.replace('/', '/dense/').replace('h_', 'h_dense_')))
         np.testing.assert_array_equal(depth, (sample.raw_depth * 1000).astype(np.uint16))
         np.testing.assert_array_equal(dense, (sample.frame.depth * 1000).astype(np.uint16))
-        assert np.abs(rgb[..., ::-1][KEPT].astype(int) - sample.frame.rgb[KEPT]).mean() < 6
+        difference = rgb[..., ::-1].astype(int) - sample.frame.rgb
+        assert np.abs(difference[VALID_REGION]).mean() < 6
         assert rgb[:5].max() < 40
 
 

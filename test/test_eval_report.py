@@ -282,7 +282,7 @@ def test_the_badge_is_the_least_favourable_reading(summary, control, interval, a
 
 def test_the_terminal_marks_the_method_and_breaks_lines_between_words(summary):
     text = 'word ' * 60
-    lines = cli.answer(structs.replace(summary, verdict=structs.replace(
+    lines = cli.summary_text(structs.replace(summary, verdict=structs.replace(
         summary.verdict, text=text))).splitlines()
     assert [line.split()[1] for line in lines if line.startswith('>')] == ['DepthCLIP']
     written = [line for line in lines if line.startswith('word')]
@@ -299,7 +299,7 @@ def test_columns_are_straight_whatever_rows_are_called(summary):
         '       m\n深度   1\nabcd  22\ne\u0301      3\n')
     row = next(r for r in summary.rows if r.group == 'foreign')
     names = ['深度估计', 'Tiefe', 'Me\u0301tre', 'a' * 60]
-    lines = cli.answer(structs.replace(summary, rows=[
+    lines = cli.summary_text(structs.replace(summary, rows=[
         *summary.rows, *(structs.replace(row, name=name) for name in names)])).splitlines()
     header, = (line for line in lines if line.endswith('rmse'))
     for name, cells in zip(names, (8, 5, 5, 60), strict=True):
@@ -354,11 +354,11 @@ def test_no_published_number_stands_beside_other_images(summary, nyu, origin, ju
         world = origin or 'images of unknown origin'
         assert f'DepthCLIP with the weights invented on {world}' in text
         assert ('reproduced' in text) == judged
-    said = cli.answer(other)
+    said = cli.summary_text(other)
     assert ("The paper's row: not reproduced" in said) == judged
     assert 'published' not in said
     assert (origin or 'unknown origin') in said
-    assert re.search(r'\n  DepthCLIP \(published\) +0\.394 ', cli.answer(nyu))
+    assert re.search(r'\n  DepthCLIP \(published\) +0\.394 ', cli.summary_text(nyu))
 
 
 def test_numbers():

@@ -33,7 +33,7 @@ from depthclip_ros.resources import config_path
 from depthclip_ros.sim.formats import make_samples, split
 from offline_eval import cli, evaluate
 from offline_eval.contenders import FOCAL
-from offline_eval.evaluate import scored
+from offline_eval.evaluate import config_for_protocol
 from offline_eval.published import BIN_PARTITIONS, METHOD, PAPER_ROWS, PROMPTS
 from offline_eval.records import HEADER, RECORDS, layout, load_records, save_record
 from offline_eval.results import load
@@ -251,8 +251,8 @@ def test_every_pixel_of_the_crop_is_scored_whatever_is_configured(protocol):
     said = ['range_min 0.0 instead of 1.5', 'range_max 0.0 instead of 2.5',
             'reference_focal 0.0 instead of 0.811']
     height, width = protocol.size
-    assert scored(robot, protocol, own_input=True) == (paper, said)
-    found, others = scored(robot, protocol, own_input=False)
+    assert config_for_protocol(robot, protocol, own_input=True) == (paper, said)
+    found, others = config_for_protocol(robot, protocol, own_input=False)
     assert found == paper.replace(input_height=height, input_width=width)
     assert others[-3:] == said
     assert (f'input_height {height} instead of 416' in others) == (height != 416)

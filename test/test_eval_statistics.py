@@ -15,12 +15,12 @@ from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.weights import RELEASES, WeightsInfo
 from depthclip_ros.core.words import are_alike
 from depthclip_ros.evaluation.bootstrap import (
-    LEAST_GROUPS,
+    MIN_GROUPS,
     Interval,
-    draw,
+    draw_groups,
     groups_of,
-    interval,
-    resamples,
+    percentile_interval,
+    resample_count,
 )
 from depthclip_ros.evaluation.datasets import Dataset, Entry
 from depthclip_ros.evaluation.errors import PredictionError
@@ -35,13 +35,13 @@ from offline_eval.contenders import (
     training_mean,
     without_failed_controls,
 )
-from offline_eval.evaluate import scored
+from offline_eval.evaluate import config_for_protocol
 from offline_eval.gate import GATE_LIMITS, judge
 from offline_eval.published import METHOD, PAPER_CONFIG, PAPER_METHOD
 from offline_eval.records import constants, layout
-from offline_eval.results import ALL, How, Row
+from offline_eval.results import ALL, ProtocolInfo, Row
 from offline_eval.scoring import partners
-from offline_eval.statistics import Measured, rows, verdict
+from offline_eval.statistics import RunStatistics, rows, verdict
 
 MAX_DEPTH = 10.0
 
@@ -60,11 +60,11 @@ def covered(count, repeats, by_scene=True):
         groups = np.repeat(np.arange(count), rng.integers(1, 6, count))
         own = rng.gamma(4.0, size=count) - 4.0
         sample = own[groups] + 0.5 * (rng.gamma(4.0, size=len(groups)) - 4.0)
-        counts = draw(count, 400, repeat)[:, groups] if by_scene else draw(
+        counts = draw_groups(count, 400, repeat)[:, groups] if by_scene else draw_groups(
             len(groups), 400, repeat)
         means = counts @ sample / counts.sum(1)
-        found = interval(means, count if by_scene else len(groups))
-        hits += found.reading() == 'not distinguishable'
+        found = percentile_interval(means, count if by_scene else len(groups))
+        hits += found.outcome() == 'not distinguishable'
     return hits / repeats
 
 
@@ -79,25 +79,26 @@ def test_intervals_hold_what_they_say_and_images_in_place_of_scenes_would_not():
 def test_an_interval_is_as_wide_as_student_s_t(groups, comparisons, student):
     """Of quantiles of a normal distribution; of ten that hold together, at 99.5 %."""
     edge = student * math.sqrt(groups / (groups - 1))
-    found = interval(ndtri((np.arange(40000) + 0.5) / 40000), groups, comparisons)
+    found = percentile_interval(ndtri((np.arange(40000) + 0.5) / 40000), groups, comparisons)
     assert (found.low, found.high) == pytest.approx((-edge, edge), abs=0.01)
     assert found.name() == ('95 % interval' if comparisons == 1 else '99.5 % interval')
 
 
-@pytest.mark.parametrize('how', ['image', 'pixel'])
-def test_a_scene_is_drawn_as_a_whole(how):
+@pytest.mark.parametrize('averaging', ['image', 'pixel'])
+def test_a_scene_is_drawn_as_a_whole(averaging):
     groups = groups_of(['b', 'a', 'b', '', '', 'a'])
     assert (groups[0], groups[1]) == (groups[2], groups[5])
     assert len(set(groups.tolist())) == 4
-    counts = draw(4, 300)
+    counts = draw_groups(4, 300)
     assert (counts.sum(axis=1) == 4).all()
     assert counts.std(axis=0).min() > 0.5  # it resamples
     truths, _ = world(9, count=6, each=1)
     sums = np.array([score(truth * (1 + i / 9), truth) for i, truth in enumerate(truths)], float)
-    found = resampled(sums, groups, counts, how)
+    found = resampled(sums, groups, counts, averaging)
     for number in range(20):
         images = np.repeat(sums, counts[number][groups], axis=0)
-        np.testing.assert_allclose(found[number], average(images, how), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(
+            found[number], average(images, averaging), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(('groups', 'comparisons'), [(20, 1), (20, 20), (40, 40), (300, 30)])
@@ -106,8 +107,8 @@ def test_the_ends_of_an_interval_are_no_matter_of_chance(groups, comparisons):
     values = np.random.default_rng(0).normal(size=groups)
     ends = []
     for seed in range(4):
-        counts = draw(groups, resamples(groups, comparisons), seed)
-        found = interval(counts @ values / groups, groups, comparisons)
+        counts = draw_groups(groups, resample_count(groups, comparisons), seed)
+        found = percentile_interval(counts @ values / groups, groups, comparisons)
         ends.append((found.low, found.high))
     assert np.ptp(ends, axis=0).max() < 0.2 * values.std() / np.sqrt(groups)
 
@@ -116,7 +117,7 @@ def test_the_ends_of_an_interval_are_no_matter_of_chance(groups, comparisons):
     (0.1, 0.2, 'better'), (-0.2, -0.1, 'worse'), (-0.1, 0.1, 'not distinguishable'),
     (0.0, 0.1, 'not distinguishable')])
 def test_what_an_interval_says(low, high, words):
-    assert Interval(low, high).reading() == words
+    assert Interval(low, high).outcome() == words
 
 
 # Verdict -------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ CHOSEN = [*method_and_variants(PAPER_CONFIG, ('1',)),
 NAMES = [contender.name for contender in CHOSEN]
 
 
-def measured(truths, errors, sequences, how='image'):
+def measured(truths, errors, sequences, averaging='image'):
     """Records of images whose prediction is the truth times exp(error) in every pixel."""
     records = np.zeros(len(truths), layout(len(CHOSEN), (13, 17)))
     for position, (record, truth) in enumerate(zip(records, truths, strict=True)):
@@ -135,7 +136,7 @@ def measured(truths, errors, sequences, how='image'):
         for place, name in enumerate(NAMES):
             record['sums'][place] = score(truth * np.exp(errors(name, position)), truth)
     entries = [Entry(i, str(i), 'office', s) for i, s in enumerate(sequences)]
-    return Measured(records, CHOSEN, entries, how, MAX_DEPTH)
+    return RunStatistics(records, CHOSEN, entries, averaging, MAX_DEPTH)
 
 
 def score(p, y):
@@ -189,7 +190,7 @@ def test_every_control_is_compared_on_the_same_images():
     assert list(found) == ['best constant', *dict.fromkeys(
         c.name for c in CHOSEN if c.group == 'baseline')]
     paired = found['shuffled images']
-    assert paired.reading() == 'better'
+    assert paired.outcome() == 'better'
     # Unpaired, the spread between images would hide it.
     row = rows(data)[0].interval['rmse']
     assert row.high - row.low > 3 * (paired.high - paired.low)
@@ -203,10 +204,10 @@ def test_every_control_is_compared_on_the_same_images():
 
 
 def test_few_scenes_have_no_verdict_and_unknown_ones_are_taken_for_independent():
-    truths, sequences = world(2, count=LEAST_GROUPS - 1, each=3)
+    truths, sequences = world(2, count=MIN_GROUPS - 1, each=3)
     data = measured(truths, lambda *_: 0.1, sequences)
     result = verdict(data)
-    assert (result.units, result.unit) == (LEAST_GROUPS - 1, 'scenes')
+    assert (result.units, result.unit) == (MIN_GROUPS - 1, 'scenes')
     assert 'too few for a verdict' in result.text
     assert not any(c.intervals for c in result.comparisons)
     assert rows(data)[0].interval is None
@@ -236,12 +237,12 @@ def test_the_best_constant_of_all_pixels_is_chosen_anew_in_every_sample():
     square, pixels = SUMS.index('square'), SUMS.index('pixels')
     own, curve = data.sums(METHOD)[0], data.records['curve']
     family = 2 * len(verdict(data).comparisons)
-    counts = draw(24, resamples(24, family))[:, data.groups].astype(float)
+    counts = draw_groups(24, resample_count(24, family))[:, data.groups].astype(float)
     method = np.sqrt(counts @ own[:, square] / (counts @ own[:, pixels]))
     constant = np.sqrt(np.min(
         counts @ curve[:, :, square] / (counts @ curve[:, :, pixels]), axis=1))
     comparisons = verdict(data).comparisons
-    expected = interval(constant - method, 24, family)
+    expected = percentile_interval(constant - method, 24, family)
     found = comparisons[0].intervals['rmse']
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert rows(data)[0].metrics['rmse'] == pytest.approx(
@@ -251,7 +252,8 @@ def test_the_best_constant_of_all_pixels_is_chosen_anew_in_every_sample():
 # The gate ------------------------------------------------------------------------------------
 
 PAPER = {'settings': PAPER_CONFIG.to_dict(), 'weights': WeightsInfo('RN50', '', RELEASES[
-    'RN50'].sha256), 'protocol': How('depthclip', 'image', 0.001, 10.0, ''), 'official': True}
+    'RN50'].sha256), 'protocol': ProtocolInfo('depthclip', 'image', 0.001, 10.0, ''),
+    'official': True}
 OTHER = {
     'tokens': ['apple', 'guitar', 'purple', 'senate', 'whisper', 'velvet', 'october'],
     'bins': [1.0, 2.0, 2.25, 2.5, 2.75, 3.0, 4.0], 'templates': ['a photo of a {} thing'],
@@ -277,7 +279,8 @@ def test_the_paper_s_experiment_with_its_numbers_is_reproduced(precision):
                            for name, value in PAPER_METHOD.metrics.items()}) == []
     assert judged(settings={'out_of_range': 'inf'}) == []  # nothing is out of range
     config = DepthConfig.from_yaml(config_path('nyu_paper'))
-    assert scored(config, PROTOCOLS['depthclip'], own_input=False) == (PAPER_CONFIG, [])
+    assert config_for_protocol(
+        config, PROTOCOLS['depthclip'], own_input=False) == (PAPER_CONFIG, [])
 
 
 @pytest.mark.parametrize('metric', GATE_LIMITS)
@@ -296,8 +299,8 @@ def test_a_number_beyond_its_limit_is_not(metric, offset):
     ({'weights': WeightsInfo('mine.pt', '', '0' * 64)}, ["are mine.pt, not OpenAI's RN50"]),
     ({'images': 653}, ['653 images', '654']), ({'images': 655}, ['655 images']),
     ({'official': False}, ['official test split']),
-    ({'protocol': How('bts', 'image', 0.001, 10.0, '')}, ['protocol is bts']),
-    ({'protocol': How('depthclip', 'pixel', 0.001, 10.0, '')}, ['per pixel'])])
+    ({'protocol': ProtocolInfo('bts', 'image', 0.001, 10.0, '')}, ['protocol is bts']),
+    ({'protocol': ProtocolInfo('depthclip', 'pixel', 0.001, 10.0, '')}, ['per pixel'])])
 def test_another_experiment_is_named(changes, words):
     reason, = judged(**changes)
     assert all(word in reason for word in words)
@@ -362,7 +365,7 @@ def test_nobody_is_scored_on_his_own_truth(count):
 @pytest.mark.parametrize('value', [0.0, -1.0, 0.0005, float('nan'), float('inf')])
 def test_depth_that_cannot_be_scored_ends_the_run(value):
     patches = torch.full((3, 4), 2.0)
-    scoring._check(patches, WordDepth('a row', 'method'), 5)
+    scoring._check_depth(patches, WordDepth('a row', 'method'), 5)
     patches[2, 3] = value
     with pytest.raises(PredictionError, match=r'depth of image 5 is .* in 1 '):
-        scoring._check(patches, WordDepth('a row', 'method'), 5)
+        scoring._check_depth(patches, WordDepth('a row', 'method'), 5)

@@ -82,7 +82,8 @@ def fails(capsys, arguments):
 def answer(dataset, position, path, protocol='bts', scale=0.0, align='none'):
     """Depth of one image of other predictions, as it is scored."""
     pair, chosen = dataset.read(position), PROTOCOLS[protocol]
-    return predictions.foreign('a', path, dataset, chosen, scale, align).pixels(SimpleNamespace(
+    opened = predictions.open_predictions('a', path, dataset, chosen, scale, align)
+    return opened.pixels(SimpleNamespace(
         position=position, pair=pair, truth=chosen.truth(pair.depth),
         protocol=chosen, estimator=SimpleNamespace(device='cpu'))).numpy()
 
@@ -206,7 +207,8 @@ def test_kitti_is_written_as_its_tools_read_it(tmp_path):
     assert cli.main(['export', '--data', str(tmp_path), '--weights', 'demo', '--device', 'cpu',
                      '-o', str(tmp_path / 'out')]) == 0
     dataset = open_dataset(tmp_path)
-    found = predictions.foreign('a', tmp_path / 'out', dataset, PROTOCOLS['kitti'], align='median')
+    found = predictions.open_predictions(
+        'a', tmp_path / 'out', dataset, PROTOCOLS['kitti'], align='median')
     assert '(352 x 1216, 256 a metre)' in found.note
     path = tmp_path / 'out' / 'raw' / '2011_09_26_drive_0002_sync_0000000001.png'
     read = answer(dataset, 1, tmp_path / 'out', scale=256.0, protocol='kitti')
@@ -246,10 +248,10 @@ def test_what_was_interrupted_is_continued_by_the_same_command_and_nothing_overw
 
 
 def test_depth_that_does_not_fit_into_the_files():
-    assert (export.in_16_bits(np.float32([[3.0, 2.9996]]), 1000.0, 'a') == 3000).all()
+    assert (export.to_16_bits(np.float32([[3.0, 2.9996]]), 1000.0, 'a') == 3000).all()
     for wrong in (65.6, 0.0005, np.nan, np.inf):
         with pytest.raises(PredictionError, match='does not fit into 16 bits'):
-            export.in_16_bits(np.float32([[3, wrong]]), 1000.0, 'a')
+            export.to_16_bits(np.float32([[3, wrong]]), 1000.0, 'a')
 
 
 # Other programs' -------------------------------------------------------------------------------
@@ -288,17 +290,17 @@ def test_alignments():
     y = np.linspace(1, 5, 101)
     p = 3 * y
     p[-1] = 1000.0
-    np.testing.assert_allclose(predictions.aligned(p, y, 'median', 10.0)[:-1], y[:-1])
-    np.testing.assert_allclose(predictions.aligned(2 + 0.5 * y, y, 'lstsq', 10.0), y)
+    np.testing.assert_allclose(predictions.align_to_truth(p, y, 'median', 10.0)[:-1], y[:-1])
+    np.testing.assert_allclose(predictions.align_to_truth(2 + 0.5 * y, y, 'lstsq', 10.0), y)
     # What falls where it should rise is not turned round: it is no better than a constant.
-    np.testing.assert_allclose(predictions.aligned(2 - 0.5 * y, y, 'lstsq', 10.0), y.mean())
+    np.testing.assert_allclose(predictions.align_to_truth(2 - 0.5 * y, y, 'lstsq', 10.0), y.mean())
     np.testing.assert_allclose(
-        predictions.aligned(y, y, 'disparity', 10.0), 1 / np.mean(1 / y))
-    np.testing.assert_allclose(predictions.aligned(8 / y - 3, y, 'disparity', 10.0), y)
-    np.testing.assert_array_equal(predictions.aligned(p, y, 'none', 10.0), p)
+        predictions.align_to_truth(y, y, 'disparity', 10.0), 1 / np.mean(1 / y))
+    np.testing.assert_allclose(predictions.align_to_truth(8 / y - 3, y, 'disparity', 10.0), y)
+    np.testing.assert_array_equal(predictions.align_to_truth(p, y, 'none', 10.0), p)
     # What comes out beyond infinity is as far as counts.
-    far = predictions.aligned(np.array([1.0, 0.5, 0.0]), np.array([1.0, 2.0, 9.0]), 'disparity',
-                              9.5)
+    far = predictions.align_to_truth(
+        np.array([1.0, 0.5, 0.0]), np.array([1.0, 2.0, 9.0]), 'disparity', 9.5)
     assert 0 < far.max() <= 9.5
 
 
@@ -311,7 +313,7 @@ def test_alignments():
 def test_predictions_that_are_refused(dataset, rivals, name, how, message):
     """Files that are missing, of a wrong unit, or of a wrong sign."""
     with pytest.raises(PredictionError, match=message):
-        predictions.foreign('a', rivals / name, dataset, PROTOCOLS['bts'], **how)
+        predictions.open_predictions('a', rivals / name, dataset, PROTOCOLS['bts'], **how)
 
 
 def predicted(folder, dataset, change, name='rgb_{:05d}.npy', scale=1000):
@@ -339,7 +341,7 @@ def as_it_is(true, _):
 def doubts(dataset, path, scale=0.0, align='none'):
     """Warnings that the report would have of predictions."""
     fresh = replace(dataset, warnings=())
-    predictions.foreign('a', path, fresh, PROTOCOLS['bts'], scale, align)
+    predictions.open_predictions('a', path, fresh, PROTOCOLS['bts'], scale, align)
     return ' '.join(fresh.warnings)
 
 
@@ -402,7 +404,8 @@ def test_depth_in_another_order_is_doubted(dataset, tmp_path, order, align, doub
     np.save(tmp_path / 'all.npy', (1 / every if align == 'disparity' else every)[order(count)])
     opened = replace(dataset, warnings=())
     with suppress(PredictionError) if doubted else nullcontext():  # a refusal is no silence
-        predictions.foreign('a', tmp_path / 'all.npy', opened, PROTOCOLS['bts'], align=align)
+        predictions.open_predictions(
+            'a', tmp_path / 'all.npy', opened, PROTOCOLS['bts'], align=align)
         assert ['in the order' in text or 'in this order' in text
                 for text in opened.warnings] == [True] * len(opened.warnings)
         assert bool(opened.warnings) == doubted
@@ -411,7 +414,7 @@ def test_depth_in_another_order_is_doubted(dataset, tmp_path, order, align, doub
 def test_a_constant_is_by_half_of_any_order(dataset, tmp_path):
     np.save(tmp_path / 'all.npy', np.full((len(dataset), 480, 640), 2.5, np.float32))
     opened = replace(dataset, warnings=())
-    predictions.foreign('a', tmp_path / 'all.npy', opened, PROTOCOLS['bts'])
+    predictions.open_predictions('a', tmp_path / 'all.npy', opened, PROTOCOLS['bts'])
     assert 'in 50 % of the cases' in opened.warnings[-1]
 
 
@@ -422,7 +425,7 @@ def test_equal_views_have_no_order(dataset, tmp_path):
     np.save(tmp_path / 'all.npy', np.stack([
         np.where(true > 0, true, 2.0) * np.exp(rng.normal(0, 0.2, true.shape))
         for _ in range(len(dataset))]))
-    predictions.foreign('a', tmp_path / 'all.npy', still, PROTOCOLS['bts'])
+    predictions.open_predictions('a', tmp_path / 'all.npy', still, PROTOCOLS['bts'])
     assert not still.warnings
 
 
@@ -614,9 +617,9 @@ def one(dataset, tmp_path):
     write_png(path, np.full((480, 640), 2.0))
 
     def read(protocol='bts', align='none', path=path):
-        depth = predictions.metres_of(predictions.numbers_of(path, 0.0), 1000.0, align)
-        return predictions.read(depth, path, align, (480, 640), PROTOCOLS[protocol].truth(truth),
-                            PROTOCOLS[protocol])
+        depth = predictions.to_metres(predictions.read_numbers(path, 0.0), 1000.0, align)
+        return predictions.prepare(
+            depth, path, align, (480, 640), PROTOCOLS[protocol].truth(truth), PROTOCOLS[protocol])
     return path, read
 
 

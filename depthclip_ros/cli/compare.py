@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depthclip compare`: depth against what a sensor measured beside it: how good on my robot?"""
+"""`depthclip compare`: metrics of predicted depth against a sensor's measured depth."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from ..core.files import check_new, output_folder, printable, user_path
 from ..core.image import CameraImage
 from ..document import Block, Heading, Strong, Table, Text, to_terminal
 from ..evaluation.metrics import METRICS, SYMBOLS
-from ..evaluation.recorded import MAX_DEPTH, Comparison, Distance, Line, Scores
-from ..evaluation.recorded import compare as pool
+from ..evaluation.recorded import MAX_DEPTH, DistanceBin, MetricLine, PooledScores, Scores, pool
 from ..figures import (
     PREDICTIONS,
     RESPONSES,
     Sample,
     distributions,
-    known,
+    finite_or_nan,
     look,
     predictions,
     responses,
@@ -52,35 +51,35 @@ if TYPE_CHECKING:
     from ..messages.config import NodeConfig
 
     Float32 = NDArray[np.float32]
-    Answers = Iterator[tuple[int, Frame, Float32 | DepthPrediction]]
+    Predictions = Iterator[tuple[int, Frame, Float32 | DepthPrediction]]
 
-EXAMPLES = 6  # pictures of one recording, fewer where several are compared
-FIGURES = 3  # of them, whose words are shown
-# Of the distribution of measured depth, metres.
-DEPTHS = np.concatenate([np.arange(0, 20, 0.1), np.geomspace(20, 200, 47)])
+MAX_EXAMPLES = 6  # pictures in all; several recordings share them
+MAX_RESPONSES = 3  # figures of the words' responses
+# Bins of the distribution of measured depth, metres.
+DEPTH_EDGES = np.concatenate([np.arange(0, 20, 0.1), np.geomspace(20, 200, 47)])
 FORMAT = 1
 FILES = ('comparison.html', 'comparison.md', 'comparison.json')
-_COLUMNS = 160  # of depth in the pictures
-_SHOWN = {**{m: SYMBOLS[m] for m in METRICS[:5]}, 'rmse': 'rmse [m]'}
+_PICTURE_COLUMNS = 160  # of depth maps in figures
+_METRIC_TITLES = {**{m: SYMBOLS[m] for m in METRICS[:5]}, 'rmse': 'rmse [m]'}
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
-    """One recording."""
+class RecordingResult:
+    """Scores, example images and notes of one recording."""
 
     scores: Scores
     examples: list[Sample]
-    refused: dict[str, int]  # of the recording's messages, by cause
-    notes: list[str]  # what was assumed of all of it
-    by_network: bool  # else depth was in the recording
-    depths: NDArray[np.int64]  # measured pixels between two of `DEPTHS`
+    unreadable: dict[str, int]  # messages, by cause
+    notes: list[str]  # assumptions about the whole recording
+    by_network: bool  # False if the recording holds the predicted depth
+    depths: NDArray[np.int64]  # histogram of measured depth, with `DEPTH_EDGES`
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Compare depth with recordings, and write or print what came out.
+    """Compare predicted with measured depth of recordings; print or write the result.
 
     Returns:
-        Exit code: 1 if a recording could not be compared; the others are all the same.
+        Exit code: 1 if a recording could not be compared; all others are.
 
     Raises:
         DepthClipError: settings, weights or output cannot be used, or no recording can.
@@ -92,38 +91,39 @@ def compare(options: argparse.Namespace) -> int:
     depth, node = settings(options.config, options.weights, options.device)
     network = cache(lambda: _network(depth, node))
     sources = dict.fromkeys(options.sources)
-    given = max(1, EXAMPLES // len(sources)), options, node, network
-    found: dict[str, Compared | str] = {
-        source: _outcome(source, *given) if len(sources) > 1 else _compare(source, *given)
+    arguments = max(1, MAX_EXAMPLES // len(sources)), options, node, network
+    outcomes: dict[str, RecordingResult | str] = {
+        source: (_compare_or_reason if len(sources) > 1 else _compare)(source, *arguments)
         for source in sources}
-    done = [one for one in found.values() if isinstance(one, Compared)]
-    failed = {printable(source): one for source, one in found.items() if isinstance(one, str)}
-    if not done:
-        raise RecordingError(f'none of {len(failed)} recordings could be compared.')
+    results = [r for r in outcomes.values() if isinstance(r, RecordingResult)]
+    failures = {printable(source): reason for source, reason in outcomes.items()
+                if isinstance(reason, str)}
+    if not results:
+        raise RecordingError(f'none of {len(failures)} recordings could be compared.')
     about: dict[str, Any] = {}
-    if any(one.by_network for one in done):
+    if any(r.by_network for r in results):
         estimator = network()
         weights = estimator.weights
         about = {'weights': weights.name, 'digest': weights.digest, 'trained': weights.trained,
                  'device': str(estimator.device), 'precision': estimator.precision,
                  'calibration': estimator.label, 'settings': depth.to_dict()}
-    each = [pool([one.scores]) for one in done]
-    pooled = pool([one.scores for one in done]) if len(done) > 1 else each[0]
-    parts = _contents(done, each, pooled, failed, about)
-    print(to_terminal(parts), end='')
+    scores = [pool([r.scores]) for r in results]
+    pooled = pool([r.scores for r in results]) if len(results) > 1 else scores[0]
+    blocks = _contents(results, scores, pooled, failures, about)
+    print(to_terminal(blocks), end='')
     if folder:
-        save_page(folder / 'comparison.html', parts + _figures(folder, done))
+        save_page(folder / 'comparison.html', blocks + _figures(folder, results))
         save(folder / 'comparison.json', msgspec.json.format(msgspec.json.encode({
             'format': FORMAT, 'model': about, 'pooled': pooled,
             'recordings': [
-                {'source': one.scores.source, 'described': one.scores.described,
-                 'unreadable': one.refused, **msgspec.to_builtins(comparison)}
-                for one, comparison in zip(done, each, strict=True)],
-            'failed': failed}), indent=1) + b'\n')
+                {'source': r.scores.source, 'described': r.scores.description,
+                 'unreadable': r.unreadable, **msgspec.to_builtins(comparison)}
+                for r, comparison in zip(results, scores, strict=True)],
+            'failed': failures}), indent=1) + b'\n')
         print(f'\nreport: {", ".join(str(folder / name) for name in FILES)}')
     if about and not about['trained']:
         print_untrained()
-    return 1 if failed else 0
+    return 1 if failures else 0
 
 
 def _network(depth: DepthConfig, node: NodeConfig) -> DepthEstimator:
@@ -135,10 +135,10 @@ def _network(depth: DepthConfig, node: NodeConfig) -> DepthEstimator:
     return load_estimator(depth, node)
 
 
-def _outcome(source: str, *about: Any) -> Compared | str:
-    """Compare one recording; or why it cannot be, which stops no other."""
+def _compare_or_reason(source: str, *arguments: Any) -> RecordingResult | str:
+    """Compare one recording; returns the reason if it fails, so that others go on."""
     try:
-        return _compare(source, *about)
+        return _compare(source, *arguments)
     except ConfigError:
         raise
     except DepthClipError as error:
@@ -149,104 +149,111 @@ def _outcome(source: str, *about: Any) -> Compared | str:
 def _compare(
     source: str, pictures: int, options: argparse.Namespace, node: NodeConfig,
     network: Callable[[], DepthEstimator],
-) -> Compared:
-    """Score one recording, and keep so many pictures of it."""
-    recording, answered = _open(source, options, node)
-    every = range(0, len(recording), options.every)
-    positions = [every[i] for i in spread_evenly(len(every), options.max_frames)]
-    shown = {positions[i] for i in spread_evenly(len(positions), pictures)}
-    described = recording.described + (
-        f'; {answered.topics[1]} is compared with it' if answered else '')
+) -> RecordingResult:
+    """Score one recording, and keep a number of example pictures."""
+    recording, predicted = _open(source, options, node)
+    candidates = range(0, len(recording), options.every)
+    positions = [candidates[i] for i in spread_evenly(len(candidates), options.max_frames)]
+    example_positions = {positions[i] for i in spread_evenly(len(positions), pictures)}
+    description = recording.described + (
+        f'; {predicted.topics[1]} is compared with it' if predicted else '')
     source = printable(recording.source)
-    scores = Scores(source, printable(described))
-    to_stderr(f'{source}: {described}, {len(positions)} of {len(recording)} images')
-    examples, depths = [], np.zeros(len(DEPTHS) - 1, np.int64)
-    answers: Answers = _held(recording, answered, positions) if answered else (
+    scores = Scores(source, printable(description))
+    to_stderr(f'{source}: {description}, {len(positions)} of {len(recording)} images')
+    examples, depths = [], np.zeros(len(DEPTH_EDGES) - 1, np.int64)
+    frames: Predictions = _recorded_depth(recording, predicted, positions) if predicted else (
         (position, frame, network().predict(CameraImage(frame.rgb, frame.camera)))
         for position, frame in recording.read(positions))
-    most = options.max_depth or MAX_DEPTH
-    for position, frame, answer in progress(
-            answers, 'comparing', len(positions), 'frame'):
-        depth = answer if isinstance(answer, np.ndarray) else answer.depth
+    max_depth = options.max_depth or MAX_DEPTH
+    for position, frame, prediction in progress(
+            frames, 'comparing', len(positions), 'frame'):
+        depth = prediction if isinstance(prediction, np.ndarray) else prediction.depth
         name = printable(frame.moment.name)
-        scores.add(name, depth, frame.depth, most)
-        depths += np.histogram(frame.depth[frame.depth < most], DEPTHS)[0]
-        if position in shown:
-            size = round(_COLUMNS * frame.rgb.shape[0] / frame.rgb.shape[1]), _COLUMNS
-            small = known(resample(depth, *size))
-            words: dict[str, Any] = {} if isinstance(answer, np.ndarray) else {
-                'weights': answer.weights, 'patch_depth': known(answer.patch_depth),
+        scores.add(name, depth, frame.depth, max_depth)
+        depths += np.histogram(frame.depth[frame.depth < max_depth], DEPTH_EDGES)[0]
+        if position in example_positions:
+            height, width = frame.rgb.shape[:2]
+            size = round(_PICTURE_COLUMNS * height / width), _PICTURE_COLUMNS
+            small_depth = finite_or_nan(resample(depth, *size))
+            words: dict[str, Any] = {} if isinstance(prediction, np.ndarray) else {
+                'weights': prediction.weights,
+                'patch_depth': finite_or_nan(prediction.patch_depth),
                 'tokens': list(network().config.tokens),
-                'bins': answer.word_depths(network().config)}
+                'bins': prediction.word_depths(network().config)}
             examples.append(Sample(
                 index=position, name=name, role=source, rgb=frame.rgb,
-                depth=small, truth=gather(frame.depth, *size), **words))
+                depth=small_depth, truth=gather(frame.depth, *size), **words))
     for note in recording.notes:
         to_stderr(f'WARNING: {note}')
-    if answered:
-        recording.left_out.update(answered.left_out)
-    refused = dict(sorted(recording.left_out.items()))
+    if predicted:
+        recording.left_out.update(predicted.left_out)
+    unreadable = dict(sorted(recording.left_out.items()))
     if not scores.names:
-        causes = {**refused, **scores.left_out}
+        causes = {**unreadable, **scores.left_out}
         raise RecordingError(f'{source}: no image could be compared. Left out: '
                              f'{LeftOut(causes)}.')
-    return Compared(scores, examples, refused, recording.notes, answered is None, depths)
+    return RecordingResult(
+        scores, examples, unreadable, recording.notes, predicted is None, depths)
 
 
 def _open(
     source: str, options: argparse.Namespace, node: NodeConfig,
 ) -> tuple[Recording, Recording | None]:
-    """Open a recording, and again for the depth that it holds already, if it does."""
-    said = f'/{options.said.lstrip("/")}' if options.said else ''
+    """Open a recording; and a second time to read predicted depth, if it holds any."""
+    depth_topic = f'/{options.said.lstrip("/")}' if options.said else ''
     path = user_path(source)
-    if not said and path.exists() and is_bag(path):
-        said = written_depth(path)
-    recording = open_recording(source, reading(options, node, said))
-    if not said:
+    if not depth_topic and path.exists() and is_bag(path):
+        depth_topic = written_depth(path)
+    recording = open_recording(source, reading(options, node, depth_topic))
+    if not depth_topic:
         return recording, None
     if not recording.topics[0]:
-        raise RecordingError(f'{source}: --said {quoted(said)} is a topic, and this is no bag.')
+        raise RecordingError(
+            f'{source}: --said {quoted(depth_topic)} is a topic, and this is no bag.')
     return recording, open_recording(source, Options(
-        image=recording.topics[0], depth=said, tolerance=options.tolerance,
+        image=recording.topics[0], depth=depth_topic, tolerance=options.tolerance,
         rectified=node.rectified))
 
 
-def _held(recording: Recording, answered: Recording, positions: Sequence[int]) -> Answers:
-    """Depth that the bag holds, at the same images."""
-    places = {moment.name: p for p, moment in enumerate(answered.moments)}
-    wanted = [p for p in positions if recording.moments[p].name in places]
-    missing = len(positions) - len(wanted)
+def _recorded_depth(
+    recording: Recording, recorded: Recording, positions: Sequence[int],
+) -> Predictions:
+    """Yield predicted depth of a bag, at the images with measured depth."""
+    indices = {moment.name: p for p, moment in enumerate(recorded.moments)}
+    common = [p for p in positions if recording.moments[p].name in indices]
+    missing = len(positions) - len(common)
     if missing:
         recording.left_out['images that the depth to be compared is missing at'] += missing
-    others = answered.read([places[recording.moments[p].name] for p in wanted])
-    waiting: dict[int, Float32] = {}  # of images whose measured depth comes later, or never
-    for position, frame in recording.read(wanted):
-        place = places[frame.moment.name]
-        while place not in waiting and (other := next(others, None)) is not None:
-            waiting[other[0]] = other[1].depth
-        if place in waiting:
-            yield position, frame, waiting.pop(place)
+    predicted_frames = recorded.read([indices[recording.moments[p].name] for p in common])
+    depths: dict[int, Float32] = {}  # read ahead of the measured depth
+    for position, frame in recording.read(common):
+        index = indices[frame.moment.name]
+        while index not in depths and (item := next(predicted_frames, None)) is not None:
+            depths[item[0]] = item[1].depth
+        if index in depths:
+            yield position, frame, depths.pop(index)
 
 
 def _contents(
-    done: Sequence[Compared], each: Sequence[Comparison], pooled: Comparison,
-    failed: Mapping[str, str], about: Mapping[str, Any],
+    results: Sequence[RecordingResult], each_scores: Sequence[PooledScores], pooled: PooledScores,
+    failures: Mapping[str, str], about: Mapping[str, Any],
 ) -> list[Block]:
-    """Put the page together, but for its pictures."""
-    title = done[0].scores.source if len(done) == 1 else f'{len(done)} recordings'
+    """Compose the page without its pictures."""
+    title = results[0].scores.source if len(results) == 1 else f'{len(results)} recordings'
     warnings = [f'{UNTRAINED}; so is everything below.'] if about and not about['trained'] else []
-    warnings += [f'{one.scores.source}: {note}' for one in done for note in one.notes]
-    warnings += [f'{source} could not be compared: {reason}' for source, reason in failed.items()]
+    warnings += [f'{r.scores.source}: {note}' for r in results for note in r.notes]
+    warnings += [f'{source} could not be compared: {reason}'
+                 for source, reason in failures.items()]
     depth, filled, scaled, constant = pooled.lines
-    best = scaled.chosen['rmse'], constant.chosen['rmse']
-    parts: list[Block] = [
+    blocks: list[Block] = [
         Heading(f'Depth against measured depth: {title}', 1),
         *(Text(warning, warning=True) for warning in warnings), Text(pooled.verdict),
-        Table(('what', *_SHOWN.values()), [
+        Table(('what', *_METRIC_TITLES.values()), [
             [Strong(text) for text in (depth.name, *_numbers(depth))],
             [filled.name, *_numbers(filled)],
-            [f'{scaled.name} (oracle: {best[0]:.2f} for rmse)', *_numbers(scaled)],
-            [f'{constant.name} (oracle: {best[1]:.2f} m for rmse)', *_numbers(constant)]]),
+            [f'{scaled.name} (oracle: {scaled.chosen["rmse"]:.2f} for rmse)', *_numbers(scaled)],
+            [f'{constant.name} (oracle: {constant.chosen["rmse"]:.2f} m for rmse)',
+             *_numbers(constant)]]),
         Text(f'{pooled.images} images with {pooled.pixels} measured pixels, of which depth is '
              f'known for {pooled.answered:.1%}. Metrics are means over images. The first and the '
              'third row are of these, the others of all that is measured. The two oracles see '
@@ -257,53 +264,53 @@ def _contents(
         Table(('measured [m]', 'of the pixels', 'depth over measured', 'δ1', 'rel', 'rmse [m]'),
               [(f'{d.low:g} to {d.high:g}', f'{d.share:.1%}', f'{d.ratio:.2f}',
                 *_numbers(d, ('d1', 'rel', 'rmse'))) for d in pooled.distances])]
-    if len(done) > 1:
-        parts += [Heading('Every recording'), Table(
-            ('recording', 'images', *_SHOWN.values(), 'best constant δ1',
+    if len(results) > 1:
+        blocks += [Heading('Every recording'), Table(
+            ('recording', 'images', *_METRIC_TITLES.values(), 'best constant δ1',
              'best constant rmse [m]'),
-            [(one.scores.source, str(comparison.images), *_numbers(comparison.lines[0]),
-              *_numbers(comparison.lines[-1], ('d1', 'rmse')))
-             for one, comparison in zip(done, each, strict=True)])]
+            [(r.scores.source, str(scores_.images), *_numbers(scores_.lines[0]),
+              *_numbers(scores_.lines[-1], ('d1', 'rmse')))
+             for r, scores_ in zip(results, each_scores, strict=True)])]
     network = 'none: depth was in the recording' if not about else ', '.join(filter(None, (
         f'{about["weights"]} on {about["device"]}', about['precision'], about['calibration'])))
-    return [*parts, Heading('What was compared'), Table(('what', 'value'), [
-        ('network', network), *((one.scores.source, one.scores.described) for one in done),
-        *((f'left out of {one.scores.source}: {cause}', f'{count} times') for one in done
-          for cause, count in (*one.refused.items(), *one.scores.left_out.items()))],
+    return [*blocks, Heading('What was compared'), Table(('what', 'value'), [
+        ('network', network), *((r.scores.source, r.scores.description) for r in results),
+        *((f'left out of {r.scores.source}: {cause}', f'{count} times') for r in results
+          for cause, count in (*r.unreadable.items(), *r.scores.left_out.items()))],
         texts=frozenset({0, 1}))]
 
 
-def _figures(folder: Path, done: Sequence[Compared]) -> list[Block]:
-    """The paper's Figures 3 to 5 of these recordings, in `figures/`."""
-    examples = [example for one in done for example in one.examples]
-    examples = [examples[place] for place in spread_evenly(len(examples), EXAMPLES)]
-    worded = [example for example in examples if example.tokens]
-    worded = [worded[place] for place in spread_evenly(len(worded), FIGURES)]
-    counts = {'all recordings': np.sum([one.depths for one in done], axis=0).tolist()}
-    if len(done) > 1:
-        counts |= {f'{one.scores.source} ({len(one.scores.names)})': one.depths.tolist()
-                   for one in done}
-    bins = worded[0].bins if worded else []
-    parts: list[Block] = [Heading('Pictures')]
+def _figures(folder: Path, results: Sequence[RecordingResult]) -> list[Block]:
+    """Draw the paper's Figures 3 to 5 of these recordings, into `figures/`."""
+    examples = [example for r in results for example in r.examples]
+    examples = [examples[position] for position in spread_evenly(len(examples), MAX_EXAMPLES)]
+    answers = [example for example in examples if example.tokens]
+    answers = [answers[position] for position in spread_evenly(len(answers), MAX_RESPONSES)]
+    counts = {'all recordings': np.sum([r.depths for r in results], axis=0).tolist()}
+    if len(results) > 1:
+        counts |= {f'{r.scores.source} ({len(r.scores.names)})': r.depths.tolist()
+                   for r in results}
+    bins = answers[0].bins if answers else []
+    blocks: list[Block] = [Heading('Pictures')]
     with look():
-        parts.append(save_figure(
+        blocks.append(save_figure(
             folder, 'predictions.png', predictions(examples, {}), 'Depth beside measured depth',
             f'{len(examples)} images; ground truth is measured depth. {PREDICTIONS}'))
-        parts += [save_figure(
+        blocks += [save_figure(
             folder, f'responses_{number}.png', responses(sample, sample.name, spots_of(sample)),
             f'Answers in four patches of {sample.name}', RESPONSES)
-            for number, sample in enumerate(worded, 1)]
-        parts.append(save_figure(
+            for number, sample in enumerate(answers, 1)]
+        blocks.append(save_figure(
             folder, 'distributions.svg', distributions(
-                DEPTHS.tolist(), counts, [bins] * len(counts), 'measured depth (m)',
+                DEPTH_EDGES.tolist(), counts, [bins] * len(counts), 'measured depth (m)',
                 'all recordings'),
             'Distribution of measured depth',
             'All measured pixels, as in the paper’s Figure 3; a panel there is a scene class, '
             'here a recording. Dashed: the median.' + (
-                f' Orange marks below: the metres of the words in {worded[0].name}.'
-                if worded else '')))
-    return parts
+                f' Orange marks below: the metres of the words in {answers[0].name}.'
+                if answers else '')))
+    return blocks
 
 
-def _numbers(of: Line | Distance, metrics: Iterable[str] = _SHOWN) -> list[str]:
-    return [f'{of.metrics[m]:.3f}' for m in metrics]
+def _numbers(row: MetricLine | DistanceBin, metrics: Iterable[str] = _METRIC_TITLES) -> list[str]:
+    return [f'{row.metrics[m]:.3f}' for m in metrics]

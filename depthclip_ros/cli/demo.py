@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depthclip demo`: node and image source as processes on a real ROS graph, and what came out.
+"""`depthclip demo`: runs node and image source as processes, and records their topics.
 
-Everything is left in one folder: depth_NNN.png (16-bit millimetres), color_NNN.png, cloud_NNN.ply,
+All results are in one folder: depth_NNN.png (16-bit millimetres), color_NNN.png, cloud_NNN.ply,
 overview.png, input.png, summary.json, the effective settings (depth_node.yaml) and the logs.
 """
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ..core.config import DepthConfig
     from ..messages.config import NodeConfig
 
-DEFAULT_FRAMES = 50  # where the source never ends by itself
+DEFAULT_FRAMES = 50  # of a source without an end
 DEFAULT_RATE = 10.0
 DEFAULT_PICTURES = 10
 FILES = (*PATTERNS, 'depth_node.yaml', 'depth_node.log', 'source.log')
@@ -60,7 +60,7 @@ PROGRESS_SECONDS = 5.0
 DRAIN_SECONDS = 15.0
 TIMEOUT = 120.0  # seconds without depth
 STOP_SECONDS = 10.0
-DOMAINS = 101  # beyond, the ports of a domain overlap those that Linux gives to any program
+DOMAINS = 101  # ports of higher domains overlap Linux's ephemeral ports
 DISCOVERY = ('ROS_AUTOMATIC_DISCOVERY_RANGE', 'ROS_LOCALHOST_ONLY')
 COMPLAINT = re.compile(r'^\[(WARN|ERROR|FATAL)\] \[[\d.]+\] (.*)$', re.MULTILINE)
 
@@ -70,7 +70,7 @@ class DemoError(DepthClipError):
 
 
 class Plan(NamedTuple):
-    """What to run, worked out from the command line before anything starts."""
+    """Source, topics and limits of the run, from the command line."""
 
     description: str
     source: list[str]
@@ -88,10 +88,10 @@ def run_demo(options: argparse.Namespace) -> int:
     """Run the demo.
 
     Returns:
-        Exit code: 0, or 1 when the source could not use some of its files.
+        Exit code: 0, or 1 if the source could not use some of its files.
 
     Raises:
-        DepthClipError: wrong settings, no depth, or a process died; what came is written.
+        DepthClipError: invalid settings, no depth, or a process died; results so far are written.
 
     """
     plan = _bag_plan(options) if options.bag else _plan(options)
@@ -100,7 +100,7 @@ def run_demo(options: argparse.Namespace) -> int:
     depth, node = settings(options.config, options.weights, options.device)
     for name, path in ('--config', options.config), ('-o', options.output):
         check_for_ros(name, path)
-    folder = _folder(options.output)
+    folder = _results_folder(options.output)
     node = _with_weights(depth, node)
     if node.weights == core_weights.DEMO:
         to_stderr('Weights: the small demo model, which knows rendered rooms and nothing else '
@@ -127,29 +127,29 @@ def run_demo(options: argparse.Namespace) -> int:
         rclpy.try_shutdown()
 
 
-def _folder(path: str) -> Path:
-    """The folder for results; beside one with an earlier demo another, with a number.
+def _results_folder(path: str) -> Path:
+    """Make the folder for results; if it holds an earlier demo, one with a number beside it.
 
     Raises:
-        ConfigError: it cannot be written, or has such files and no summary of a demo.
+        ConfigError: it cannot be written, or holds such files without a summary of a demo.
 
     """
     folder = output_folder(path)
-    there = [file for pattern in FILES for file in sorted(folder.glob(pattern))]
-    if not there:
+    files = [file for pattern in FILES for file in sorted(folder.glob(pattern))]
+    if not files:
         return folder
     summary: Any = {}
-    with suppress(OSError, ValueError):  # of what is no JSON
+    with suppress(OSError, ValueError):  # it may be no JSON
         summary = json.loads((folder / SUMMARY).read_bytes())
     if not (isinstance(summary, dict) and {'depthclip_ros', 'node_diagnostics'} <= {*summary}):
-        check_new(there)
+        check_new(files)
     folder = numbered_folder(folder.resolve())
     to_stderr(f'{path} holds an earlier demo, which stays: this one is in {folder}.')
     return folder
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    given_camera(options, rectified=False)  # refused before anything is downloaded or started
+    given_camera(options, rectified=False)  # raises before any download or process
     built_in = not options.images and options.video is None and options.webcam is None
     if options.video is not None:
         video_file(options.video)  # likewise
@@ -162,7 +162,7 @@ def _plan(options: argparse.Namespace) -> Plan:
             arguments += [f'--{name.replace("_", "-")}', str(value)]
     if options.images:
         files = picture_files(options.images)
-        # One by one: every picture is answered, none is dropped for a newer one.
+        # One by one, so that the node drops no picture for a newer one.
         arguments += ['--rate', str(options.rate or 1000.0), '--answer', 'depth/image', '--']
         return Plan(f'{len(files)} pictures', [*arguments, *map(str, files)], options.frames,
                     pictures=None)
@@ -193,7 +193,7 @@ def _bag_plan(options: argparse.Namespace) -> Plan:
 
 
 def _with_weights(depth: DepthConfig, node: NodeConfig) -> NodeConfig:
-    """Weights that the user names, else the official ones, else untrained ones, said loudly."""
+    """Choose the user's weights, else official ones, else untrained ones with a warning."""
     if node.weights:
         return node
     name = 'RN50' if depth.backbone == 'auto' else depth.backbone
@@ -207,7 +207,7 @@ def _with_weights(depth: DepthConfig, node: NodeConfig) -> NodeConfig:
 
 
 def _write_parameters(path: Path, depth: DepthConfig, node: NodeConfig) -> None:
-    """Leave the effective settings beside the results; the node starts from this file."""
+    """Write the effective settings beside the results; the node starts with this file."""
     parameters = {**depth.to_dict(), **node.to_dict()}
     save(path, parameter_file(
         '# Settings of this demo. To run the node with them:\n'
@@ -215,9 +215,9 @@ def _write_parameters(path: Path, depth: DepthConfig, node: NodeConfig) -> None:
 
 
 def isolate() -> None:
-    """Keep this process and its children on this machine, on a domain of their own.
+    """Restrict discovery to this machine and a separate domain, for this process and children.
 
-    Whatever the user has set stays.
+    Environment variables of the user stay.
     """
     if not any(name in os.environ for name in DISCOVERY):
         # Humble knows only the older of the two, and later ones warn about it.
@@ -233,9 +233,9 @@ class Child:
     """One process and its log file."""
 
     def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
-        """Start this Python with these arguments; all of its output goes to the log."""
+        """Start this Python interpreter with arguments; its output goes to the log."""
         self.name, self.log = name, log
-        # A session of its own: an interrupt from the terminal reaches us, and we stop it in order.
+        # A separate session: Ctrl-C reaches this process alone, which stops children in order.
         with log.open('wb') as file:
             self._process = subprocess.Popen(
                 [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=file,
@@ -244,21 +244,21 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative: ended by that signal."""
+        """None while it runs; -N: ended by signal N."""
         return self._process.poll()
 
     def complaints(self) -> list[str]:
-        """Warnings and errors in the log, each text once."""
+        """List the warnings and errors in the log, each text once."""
         return [f'{self.name}: [{level}] {text}' for level, text in dict.fromkeys(
             COMPLAINT.findall(self.log.read_text(errors='replace')))]
 
     def tail(self, lines: int = 20) -> str:
-        """Last lines of the log."""
+        """Return the last lines of the log."""
         with self.log.open(errors='replace') as file:
             return ''.join(f'    {line}' for line in deque(file, lines)).rstrip() or '    (empty)'
 
     def stop(self) -> None:
-        """Interrupt, then terminate, then kill; returns when it has ended."""
+        """Interrupt, then terminate, then kill; returns when the process has ended."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             if self.exit_code is not None:
                 return
@@ -271,41 +271,41 @@ class Child:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    """Give what raises KeyboardInterrupt once there has been a SIGINT, SIGTERM or SIGHUP.
+    """Defer SIGINT, SIGTERM and SIGHUP: the given function raises KeyboardInterrupt after one.
 
-    The signals themselves raise nothing, in the midst of whatever it is, so that all children are
-    stopped and all results written. One that is ignored, as under nohup, stays ignored.
+    Signals thus interrupt no clean-up: all children are stopped and all results written. A signal
+    that is ignored, as under nohup, stays ignored.
     """
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: came.append(number))
-              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-              if signal.getsignal(number) != signal.SIG_IGN}
+    received: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: received.append(number))
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+                if signal.getsignal(number) != signal.SIG_IGN}
 
     def check() -> None:
-        if came:
+        if received:
             raise KeyboardInterrupt
 
     try:
         yield check
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def _record(options: argparse.Namespace, plan: Plan, folder: Path, recorder: Recorder) -> int:
-    """Start the processes and listen until it is enough; returns the exit code."""
+    """Start the processes and record until the plan is fulfilled; returns the exit code."""
     children: list[Child] = []
-    progress = time.monotonic()
+    last_report = time.monotonic()
 
     def step() -> None:
-        nonlocal progress
+        nonlocal last_report
         recorder.spin_for(STEP)
         check()
         if node.exit_code is not None:
             raise DemoError(f'depth_node ended with exit code {node.exit_code}. Its log '
                             f'({node.log}) ends:\n{node.tail()}')
-        if recorder.depths and time.monotonic() > progress + PROGRESS_SECONDS:
-            progress = time.monotonic()
+        if recorder.depths and time.monotonic() > last_report + PROGRESS_SECONDS:
+            last_report = time.monotonic()
             to_stderr(f'  depth images: {recorder.depths}, {recorder.rate:.1f} Hz, latency '
                       f'{_milliseconds(recorder.latency(50))}')
 
@@ -316,7 +316,7 @@ def _record(options: argparse.Namespace, plan: Plan, folder: Path, recorder: Rec
             children.append(node)
             to_stderr(f'Starting depth_node (log: {node.log}) …')
             end = time.monotonic() + TIMEOUT
-            while not recorder.hears_the_node():
+            while not recorder.node_is_active():
                 if time.monotonic() > end:
                     raise DemoError(f'depth_node did not become active in {TIMEOUT:g} s. '
                                     f'Its log ends:\n{node.tail()}')
@@ -344,33 +344,33 @@ def _listen(
     """Take steps until the plan is fulfilled or the source has ended.
 
     Raises:
-        DemoError: no depth came for `TIMEOUT` seconds, or none at all.
+        DemoError: no depth arrived for `TIMEOUT` seconds, or none at all.
 
     """
-    changed = time.monotonic()  # of the newest depth, or of the end of the source
-    is_over = False
+    last_event = time.monotonic()  # time of the newest depth, or of the end of the source
+    source_ended = False
     while plan.frames is None or recorder.depths < plan.frames:
         step()
         now = time.monotonic()
-        if source.exit_code is not None and not is_over:
-            is_over, changed = True, now
-        silent = now - max(changed, recorder.last)
-        if not (is_over and not recorder.waiting) \
-                and silent <= (DRAIN_SECONDS if is_over else TIMEOUT):
+        if source.exit_code is not None and not source_ended:
+            source_ended, last_event = True, now
+        silence = now - max(last_event, recorder.last)
+        if not (source_ended and not recorder.waiting) \
+                and silence <= (DRAIN_SECONDS if source_ended else TIMEOUT):
             continue
-        if is_over and recorder.depths:
+        if source_ended and recorder.depths:
             return
         if source.exit_code and not recorder.images:  # the node is not to blame
             raise DemoError(f'there was no image. {source.tail(1).strip()} (log: {source.log})')
         raise DemoError(
-            f'no depth image for {silent:.0f} s ({recorder.images} images went in, '
+            f'no depth image for {silence:.0f} s ({recorder.images} images went in, '
             f'{recorder.depths} depth images came out).\ndepth_node ({node.log}) says:\n'
             f'{node.tail()}\nThe source ({source.log}) says:\n{source.tail(8)}')
 
 
 def _node_arguments(options: argparse.Namespace, plan: Plan, folder: Path) -> list[str]:
     arguments = ['-m', 'depthclip_ros.node.depth_node', '--ros-args']
-    if options.config:  # for what is ROS's own in it, such as qos_overrides
+    if options.config:  # for ROS's own parameters, such as qos_overrides
         arguments += ['--params-file', options.config]
     arguments += ['--params-file', str(folder / 'depth_node.yaml')]
     if plan.replay:
@@ -384,7 +384,7 @@ def _node_arguments(options: argparse.Namespace, plan: Plan, folder: Path) -> li
 def _finish(
     folder: Path, plan: Plan, recorder: Recorder, album: Album, *, trained: bool,
 ) -> None:
-    """Write summary and overview, and say where everything is."""
+    """Write summary and overview, and print rates and paths."""
     model, counts = recorder.model, recorder.counts
     runs = f'{model.get("weights", "unknown weights")} on {model.get("device", "?")}'
     rate = f'{recorder.rate:.2f} Hz'
@@ -425,18 +425,18 @@ def _finish(
 
 
 def suggestions(folder: Path, *, built_in: bool) -> list[str]:
-    """Three commands that work as they are printed, with the reason behind each.
+    """Suggest three commands, each with its purpose.
 
-    They begin as the demo was called: run.py says how in $DEPTHCLIP_COMMAND.
+    They start with $DEPTHCLIP_COMMAND, which run.py sets to its own call.
     """
-    again = ['predict', folder / INPUT, '--config', folder / 'depth_node.yaml', '-o',
-             folder / 'predicted']
-    rooms: list[Any] = ['demo', *(['--fov', '90'] if built_in else []), '-o', f'{folder}_rooms']
-    why = 'the same rooms through a wider lens' if built_in else 'rooms that words can tell'
+    predict = ['predict', folder / INPUT, '--config', folder / 'depth_node.yaml', '-o',
+               folder / 'predicted']
+    demo: list[Any] = ['demo', *(['--fov', '90'] if built_in else []), '-o', f'{folder}_rooms']
+    reason_ = 'the same rooms through a wider lens' if built_in else 'rooms that words can tell'
     name = os.environ.get('DEPTHCLIP_COMMAND', 'depthclip')
     return [f'{name} {shlex.join(map(str, command))}\n    # {reason}' for command, reason in (
-        (again, 'the first image again, or one of yours; first change a word in that file'),
-        (rooms, why), (['doctor'], 'what this machine has, and how to mend what it lacks'))]
+        (predict, 'the first image again, or one of yours; first change a word in that file'),
+        (demo, reason_), (['doctor'], 'what this machine has, and how to mend what it lacks'))]
 
 
 def _milliseconds(value: float | None) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depthclip predict`: depth of image files; and named images of files, folders and bags."""
+"""`depthclip predict`: depth of image files. Also reads images of files, folders and bags."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ if TYPE_CHECKING:
     from ..core.prediction import DepthPrediction
 
 
-_ROOM = max(map(len, RESULTS)) + len('_9999')  # behind a picture's name
+_SUFFIX_LENGTH = max(map(len, RESULTS)) + len('_9999')  # appended to a picture's name
 
 
 def predict_files(options: argparse.Namespace) -> int:
     """Write depth, colours and patch map of every image.
 
     Returns:
-        Exit code: 1 if any image could not be read; the others are written all the same.
+        Exit code: 1 if any image could not be read; all others are written.
 
     Raises:
         DepthClipError: the settings, the weights or the output folder cannot be used.
@@ -72,18 +72,18 @@ def predict_files(options: argparse.Namespace) -> int:
     for path in options.paths:
         try:
             files += picture_files([path])
-        except ImageError as error:  # noqa: PERF203 (one that is wrong stops no other)
+        except ImageError as error:  # noqa: PERF203 (other paths go on)
             failures.append(f"{path} is a bag: 'depthclip bag' writes depth of all its images, "
                             "'depthclip view' shows some."
                             if _is_bag(path) else str(error))
     folder = output_folder(options.output)
-    names = _names(files)
+    names = _result_names(files)
     check_new(folder / f'{name}{ending}' for name in names for ending in RESULTS)
     if not files:
         raise ConfigError('\n  '.join(['none of the inputs can be used:', *failures]))
     estimator = load_estimator(depth_config, node_config)
-    answers: dict[str, tuple[NDArray[np.float32], str]] = {}
-    begin, notes = time.perf_counter(), Notes(to_stderr)
+    results: dict[str, tuple[NDArray[np.float32], str]] = {}
+    start_time, notes = time.perf_counter(), Notes(to_stderr)
     for file, name in zip(files, names, strict=True):
         try:
             rgb = _read_rgb(file, notes)
@@ -95,20 +95,21 @@ def predict_files(options: argparse.Namespace) -> int:
         except DataError as error:
             failures.append(str(error) if str(file) in str(error) else f'{file}: {error}')
             continue
-        lost = _write(prediction, folder / name)
+        lost = _write_numbers(prediction, folder / name)
         note = f', x {prediction.focal_ratio:.3f} for the focal length' if intrinsics else ''
         note += f'; {lost} pixels do not fit 16 bits' if lost else ''
-        known = prediction.depth[np.isfinite(prediction.depth)]
-        said = 'no depth'
-        if known.size:
-            low, middle, high = np.percentile(known, (0, 50, 100))
-            missing = 100 * (1 - known.size / prediction.depth.size)
-            said = f'depth {low:.2f} to {high:.2f} m, median {middle:.2f} m' + (
+        valid_depth = prediction.depth[np.isfinite(prediction.depth)]
+        summary = 'no depth'
+        if valid_depth.size:
+            low, middle, high = np.percentile(valid_depth, (0, 50, 100))
+            missing = 100 * (1 - valid_depth.size / prediction.depth.size)
+            summary = f'depth {low:.2f} to {high:.2f} m, median {middle:.2f} m' + (
                 f', none in {missing:.0f} % of the picture' if missing else '')
-        print(f'{file} -> {name}_*: {milliseconds:.0f} ms, {said}{note}', flush=True)
-        answers[name] = prediction.patch_depth, f'{file.name}: {said}'
-    _paint(estimator, folder, answers, options)
-    print(f'{len(answers)} of {len(files)} images in {1e3 * (time.perf_counter() - begin):.0f} ms '
+        print(f'{file} -> {name}_*: {milliseconds:.0f} ms, {summary}{note}', flush=True)
+        results[name] = prediction.patch_depth, f'{file.name}: {summary}'
+    _write_pictures(estimator, folder, results, options)
+    elapsed = 1e3 * (time.perf_counter() - start_time)
+    print(f'{len(results)} of {len(files)} images in {elapsed:.0f} ms '
           f'with reading and writing, in {folder}')
     notes.close()
     if not estimator.weights.trained:
@@ -125,19 +126,19 @@ def _is_bag(path: str) -> bool:
     return False
 
 
-def _names(files: Sequence[Path]) -> list[str]:
-    """What the results of each file are called; of files of one name with a number: photo_2."""
+def _result_names(files: Sequence[Path]) -> list[str]:
+    """Name the results of each file; equal names get a number: photo_2."""
     names: dict[str, None] = {}
     for file in files:
-        name, number = (stem := shortened(file.stem, _ROOM)), 2
+        name, number = (stem := shortened(file.stem, _SUFFIX_LENGTH)), 2
         while name in names:
             name, number = f'{stem}_{number}', number + 1
         names[name] = None
     return list(names)
 
 
-def _write(prediction: DepthPrediction, target: Path) -> int:
-    """Write the numbers of one image; returns how many pixels 16 bits cannot hold."""
+def _write_numbers(prediction: DepthPrediction, target: Path) -> int:
+    """Write the depth of one image; returns the number of pixels that exceed 16 bits."""
     millimetres, lost = depth_values(prediction.depth, '16UC1')
     np.save(array := io.BytesIO(), prediction.patch_depth)
     for ending, content in (RESULTS[0], png(millimetres)), (RESULTS[3], array.getvalue()):
@@ -145,23 +146,23 @@ def _write(prediction: DepthPrediction, target: Path) -> int:
     return lost
 
 
-def _paint(
+def _write_pictures(
     estimator: DepthEstimator, folder: Path,
-    answers: Mapping[str, tuple[NDArray[np.float32], str]], options: argparse.Namespace,
+    results: Mapping[str, tuple[NDArray[np.float32], str]], options: argparse.Namespace,
 ) -> None:
-    """Write the pictures of all images in the same colours, by the depth in their files.
+    """Write the pictures of all images on one colour scale.
 
     Args:
-        estimator: that predicted.
-        folder: with the files of `_write`.
-        answers: by name, the depth of the patches and a caption.
-        options: with --range and --colormap.
+        estimator: of the predictions.
+        folder: with the files of `_write_numbers`, whose depth is shown.
+        results: by name, the depth of the patches and a caption.
+        options: of the command line, with the scale.
 
     """
     warning = '' if estimator.weights.trained else UNTRAINED
-    scale = depth_scale((patches for patches, _ in answers.values()), options.colormap,
+    scale = depth_scale((patches for patches, _ in results.values()), options.colormap,
                         options.range)
-    for name, (patches, caption) in answers.items():
+    for name, (patches, caption) in results.items():
         depth = measured(read_pixels(
             folder / f'{name}{RESULTS[0]}', cv2.IMREAD_UNCHANGED))
         patch_picture = np.asarray(cv2.resize(colorize(patches, scale), depth.shape[::-1],
@@ -176,7 +177,7 @@ def _paint(
 
 
 class NamedFrame(NamedTuple):
-    """One image: a name to show, uint8 (H, W, 3) RGB, and its sensor_msgs/CameraInfo or None."""
+    """One image: displayed name, uint8 (H, W, 3) RGB, sensor_msgs/CameraInfo or None."""
 
     name: str
     rgb: NDArray[np.uint8]
@@ -184,69 +185,69 @@ class NamedFrame(NamedTuple):
 
 
 def named_frames(
-    paths: Sequence[str], most: int, skip: Callable[[DataError], None], notes: Notes,
+    paths: Sequence[str], max_images: int, skip: Callable[[DataError], None], notes: Notes,
     topic: str = '',
 ) -> Iterator[NamedFrame]:
-    """Images in the order of their paths; those of a bag have the bag's first camera_info.
+    """Yield images in the order of their paths; images of a bag have its first camera_info.
 
-    Paths are looked at at once, images are read one by one.
+    Paths are checked at once, images are read one by one.
 
     Args:
         paths: files, folders and bags.
-        most: images of each path, evenly chosen from the first to the last.
+        max_images: of each path, evenly spaced from the first to the last.
         skip: called with the error of an image that cannot be read.
         notes: see `read_picture`.
-        topic: of the images, where a bag has several cameras.
+        topic: of the images, if a bag has several cameras.
 
     Raises:
         DepthClipError: a path is missing, a folder has no picture, or a bag no camera.
 
     """
-    def of(path: str) -> Iterator[NamedFrame]:
+    def open_path(path: str) -> Iterator[NamedFrame]:
         if not is_bag(user_path(path)):
-            return _of_files(picture_files([path]), most, skip, notes)
+            return _picture_frames(picture_files([path]), max_images, skip, notes)
         with Bag(path) as bag:
             camera = camera_topics(bag.topics, topic, '--topic TOPIC')
-        return _of_bag(path, most, skip, camera)
-    return chain.from_iterable([of(path) for path in paths])
+        return _bag_frames(path, max_images, skip, camera)
+    return chain.from_iterable([open_path(path) for path in paths])
 
 
-def _of_files(
-    files: Sequence[Path], most: int, skip: Callable[[DataError], None], notes: Notes,
+def _picture_frames(
+    files: Sequence[Path], max_images: int, skip: Callable[[DataError], None], notes: Notes,
 ) -> Iterator[NamedFrame]:
-    for place in spread_evenly(len(files), most):
+    for index in spread_evenly(len(files), max_images):
         try:
-            rgb = _read_rgb(files[place], notes)
+            rgb = _read_rgb(files[index], notes)
         except ImageError as error:
             skip(error)
             continue
-        yield NamedFrame(printable(files[place].name), rgb)
+        yield NamedFrame(printable(files[index].name), rgb)
 
 
 def _read_rgb(path: Path, notes: Notes) -> NDArray[np.uint8]:
     return np.ascontiguousarray(read_picture(path, notes=notes)[..., ::-1])
 
 
-def _of_bag(
-    path: str, most: int, skip: Callable[[DataError], None], camera: CameraTopics,
+def _bag_frames(
+    path: str, max_images: int, skip: Callable[[DataError], None], camera: CameraTopics,
 ) -> Iterator[NamedFrame]:
     with Bag(path) as bag:
         info = None
         for connection, _, data in bag.messages({camera.camera_info}):
-            with suppress(DataError):  # the next one is as good
+            with suppress(DataError):  # the next message will do
                 info = parse(read, data, connection.msgtype, DataError)
                 break
         count = sum(topic.count for topic in bag.topics if topic.name == camera.topic)
-        wanted = set(spread_evenly(count, most))
-        if not wanted:
+        selected = set(spread_evenly(count, max_images))
+        if not selected:
             raise ConfigError(f'{path}: no image on {camera.topic}.')
-        for number, (connection, time_, data) in enumerate(bag.messages({camera.topic})):
-            if number not in wanted:
+        for number, (connection, time_ns, data) in enumerate(bag.messages({camera.topic})):
+            if number not in selected:
                 continue
             try:
                 rgb = to_rgb(parse(read, data, connection.msgtype, ImageError))
             except DataError as error:
                 skip(error)
                 continue
-            yield NamedFrame(f'{(time_ - bag.begin) / NANOSECONDS:.2f} s',
+            yield NamedFrame(f'{(time_ns - bag.begin) / NANOSECONDS:.2f} s',
                              np.ascontiguousarray(rgb), info)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `depthclip demo` sees of its node: counts of what goes in and comes out, and pictures."""
+"""Node of `depthclip demo` that counts images, depth and clouds, and writes pictures."""
 
 from __future__ import annotations
 
@@ -30,73 +30,81 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-INPUT = 'input.png'  # the first image that was answered, as it came
+INPUT = 'input.png'  # the first image with depth
 SUMMARY = 'summary.json'
 PATTERNS = ('depth_*.png', 'color_*.png', 'cloud_*.ply', 'overview.png', INPUT, SUMMARY)
 OVERVIEW_PICTURES = 12
-CLOUD_SECONDS = 1.0  # that a frame waits for its cloud and its image
+CLOUD_SECONDS = 1.0  # how long a frame waits for its cloud and image
 DIAGNOSTICS_SECONDS = 2.0  # they come every second
-KEPT = 64  # images that wait for their depth or its cloud; earlier ones are only counted
+MAX_WAITING = 64  # images without depth or cloud; older ones are only counted
 FLOAT32 = 7  # sensor_msgs/PointField
 
 
 @dataclass
 class Frame:
-    """One image and its answer; what has not come is None.
+    """One image with its depth and cloud; missing messages are None.
 
     Attributes:
-        image: its message, which came at the steady time `came`.
-        depth: the message that answers it, at the steady time `answered`.
+        image: its message.
+        image_time: steady time of its arrival [s].
+        depth: message of its depth.
+        depth_time: steady time of its arrival [s].
         latency: see `Recorder`.
         number: of the depth image, from 1.
-        cloud: the message with its points.
+        cloud: message of its points.
 
     """
 
     image: Image | CompressedImage | None = None
-    came: float = 0.0
+    image_time: float = 0.0
     depth: Image | None = None
-    answered: float = 0.0
+    depth_time: float = 0.0
     latency: float | None = None
     number: int = 0
     cloud: PointCloud2 | None = None
 
 
 class Cloud(NamedTuple):
-    """Points that have a depth: (N, 3) metres in the optical frame, and their uint8 RGB."""
+    """Points with depth: (N, 3) metres in the optical frame, and their uint8 RGB."""
 
     points: NDArray[np.float32]
     colors: NDArray[np.uint8]
 
 
 class Album:
-    """Writes frames into a folder, in a thread of its own, and thins them out as they come."""
+    """Writes frames into a folder in a background thread, and thins them out to a limit."""
 
     def __init__(
-        self, folder: Path, limit: int | None, frames: int | None,
-        limits: tuple[float, float] | None, *, trained: bool, colormap: str = VIRIDIS,
+        self, folder: Path, limit: int | None, expected_frames: int | None,
+        depth_range: tuple[float, float] | None, *, trained: bool, colormap: str = VIRIDIS,
     ) -> None:
-        """Begin in a folder that holds nothing of PATTERNS.
+        """Begin in a folder without files of PATTERNS.
 
-        `limit` frames are left at most, of `frames` that come (None: all, and who knows). Colours
-        change between the depths `limits` (None: nearly all depth of the run).
+        Args:
+            folder: to write to.
+            limit: largest number of frames that stay; None: all.
+            expected_frames: of the run; None if unknown.
+            depth_range: ends of the scale [m]; None: nearly all depth of the run.
+            trained: False adds a warning to pictures and clouds.
+            colormap: of depth.
+
         """
         self.numbers: list[int] = []
         self.lost_pixels = 0
-        self._folder, self._limit, self._frames = folder, limit, frames
-        self._colors, self._trained = (colormap, limits), trained
-        self._depths: dict[int, tuple[NDArray[np.float32], str]] = {}  # some, and the caption
-        self._images = tempfile.TemporaryDirectory()  # until they are shown beside their depth
-        self._stride = max(1, -(-frames // limit)) if frames and limit else 1
+        self._folder, self._limit, self._expected_frames = folder, limit, expected_frames
+        self._color_options, self._trained = (colormap, depth_range), trained
+        self._depths: dict[int, tuple[NDArray[np.float32], str]] = {}  # thinned, and caption
+        self._images = tempfile.TemporaryDirectory()  # until the pictures are painted
+        self._stride = max(1, -(-expected_frames // limit)) if expected_frames and limit else 1
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._writes: list[Future[None]] = []
 
     def wants(self, number: int) -> bool:
-        """Whether a frame would be kept, as far as one can tell by now."""
-        return (number - 1) % self._stride == 0 and number <= (self._frames or number)
+        """Check whether a frame is kept with the current stride."""
+        return (number - 1) % self._stride == 0 and number <= (self._expected_frames or number)
 
     def add(self, frame: Frame) -> None:
-        """Write a frame in the background; every second one goes when they are too many."""
+        """Write a frame in the background; beyond the limit, every second frame is removed."""
         if not self.wants(frame.number):
             return
         self.numbers.append(frame.number)
@@ -108,19 +116,19 @@ class Album:
                 self._writes.append(self._writer.submit(self._remove, number))
 
     def close(self, title: str) -> list[str]:
-        """Finish with the overview; gives the names of the files that are there.
+        """Write the pictures and the overview; returns the names of all files.
 
         Raises:
-            ConfigError: something could not be written.
+            ConfigError: a file could not be written.
 
         """
         self._writer.shutdown()
         for write in self._writes:
             write.result()
         self._paint()
-        self.numbers.sort()  # a frame whose cloud was late came after its successors
-        shown = self.numbers[::-(-len(self.numbers) // OVERVIEW_PICTURES) or 1]
-        pictures = [read_picture(self._path('color', n)) for n in shown]
+        self.numbers.sort()  # frames with a late cloud are out of order
+        overview_numbers = self.numbers[::-(-len(self.numbers) // OVERVIEW_PICTURES) or 1]
+        pictures = [read_picture(self._path('color', n)) for n in overview_numbers]
         if pictures:
             save(self._folder / 'overview.png', png(contact_sheet(pictures, title)))
         return sorted(path.name for pattern in PATTERNS for path in self._folder.glob(pattern))
@@ -151,8 +159,8 @@ class Album:
                  ply(cloud_points(frame.cloud), trained=self._trained))
 
     def _paint(self) -> None:
-        """Put all images beside their depth, in the same colours."""
-        scale = depth_scale((depth for depth, _ in self._depths.values()), *self._colors)
+        """Write all images beside their depth, on one colour scale."""
+        scale = depth_scale((depth for depth, _ in self._depths.values()), *self._color_options)
         for number, (_, caption) in self._depths.items():
             depth = measured(read_pixels(self._path('depth', number), cv2.IMREAD_UNCHANGED))
             image = read_picture(Path(self._images.name, f'{number}.png'))
@@ -167,27 +175,28 @@ class Album:
 class Recorder(Node):
     """Subscribes to images, depth, clouds and diagnostics, and counts them.
 
-    Latency is from the image's stamp to the arrival of its depth here [s]; where stamps are those
-    of a recording (`replay`), from the arrival of the image here, which may itself be late.
+    Latency is the time from the image's stamp to the arrival of its depth [s]. A replayed
+    recording has old stamps: there it starts at the arrival of the image, which may be late.
     """
 
     def __init__(
         self, album: Album, images: str, *, compressed: bool, reliable: bool, replay: bool,
     ) -> None:
-        """Subscribe to the topic of images that the node listens to, and to all that it sends.
+        """Subscribe to the node's topic of images, and to all topics that it publishes.
 
-        `reliable`: the images' publisher is; large ones are lost easily otherwise.
+        `reliable` requests reliable images, if their publisher offers it: best effort loses large
+        ones.
         """
         super().__init__('depthclip_demo')
         self.images = self.depths = self.clouds = 0
         self.first = self.last = 0.0  # steady time of depth images
         self.latencies: list[float] = []
-        self.model: dict[str, str] = {}  # of the node's diagnostics, like the next
+        self.model: dict[str, str] = {}  # from the node's diagnostics, like `counts`
         self.counts: dict[str, str] = {}
         self._album = album
         self._topic, self._replay = images, replay
-        self._open: dict[int, Frame] = {}  # by stamp
-        self._told = 0.0  # steady time of the diagnostics
+        self._frames: dict[int, Frame] = {}  # by stamp
+        self._diagnostics_time = 0.0  # steady time of the newest
         self._closing = False
         for kind, topic, callback in (
                 (CompressedImage if compressed else Image, images, self._on_image),
@@ -199,77 +208,78 @@ class Recorder(Node):
                 if reliable or topic != images else ReliabilityPolicy.BEST_EFFORT))
 
     def spin_for(self, seconds: float) -> None:
-        """Receive for a while, and hand over frames that have all or have waited long enough."""
+        """Receive messages for some seconds; then store frames that are complete or too old."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             rclpy.spin_once(self, timeout_sec=left)
         self._hand_over(time.monotonic() - CLOUD_SECONDS)
 
     def finish(self, step: Callable[[], None]) -> None:
-        """Begin no new frames; receive what those that have begun lack, and the last counts."""
+        """Accept no new frames; receive missing messages of open ones, and the last counts."""
         self._closing, begin = True, time.monotonic()
-        while any(frame.depth for frame in self._open.values()) or (
-                begin > self._told > 0 and time.monotonic() < begin + DIAGNOSTICS_SECONDS):
+        while any(frame.depth for frame in self._frames.values()) or (
+                begin > self._diagnostics_time > 0
+                and time.monotonic() < begin + DIAGNOSTICS_SECONDS):
             step()
 
     def close(self, title: str) -> list[str]:
-        """Write all that has begun; see `Album.close`."""
+        """Store all open frames; see `Album.close`."""
         self._hand_over(time.monotonic())
         return self._album.close(title)
 
-    def hears_the_node(self) -> bool:
-        """Whether someone else subscribes to the images, and someone publishes depth."""
+    def node_is_active(self) -> bool:
+        """Check that another node subscribes to the images, and that one publishes depth."""
         return self.count_subscribers(self._topic) > 1 and self.count_publishers('depth/image') > 0
 
     @property
     def waiting(self) -> bool:
-        """Whether an image may still be answered."""
-        return any(frame.depth is None for frame in self._open.values())
+        """Whether depth of an image may still arrive."""
+        return any(frame.depth is None for frame in self._frames.values())
 
     @property
     def rate(self) -> float:
-        """Depth images a second, from the first to the last."""
+        """Depth images per second, from the first to the last."""
         return (self.depths - 1) / (self.last - self.first) if self.depths > 1 else 0.0
 
     def latency(self, percent: float) -> float | None:
-        """Percentile of the latencies [ms]."""
+        """Compute a percentile of the latencies [ms]."""
         return 1e3 * float(np.percentile(self.latencies, percent)) if self.latencies else None
 
     def _hand_over(self, before: float) -> None:
-        for stamp, frame in list(self._open.items()):
+        for stamp, frame in list(self._frames.items()):
             complete = frame.image is not None and frame.cloud is not None
-            if frame.depth is not None and (complete or frame.answered <= before):
-                del self._open[stamp]
+            if frame.depth is not None and (complete or frame.depth_time <= before):
+                del self._frames[stamp]
                 self._album.add(frame)
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         self.images += 1
-        frame = self._open.setdefault(nanoseconds(message.header.stamp), Frame())
-        frame.image, frame.came = message, time.monotonic()
-        if len(self._open) > KEPT:
-            del self._open[min(self._open)]
+        frame = self._frames.setdefault(nanoseconds(message.header.stamp), Frame())
+        frame.image, frame.image_time = message, time.monotonic()
+        if len(self._frames) > MAX_WAITING:
+            del self._frames[min(self._frames)]
 
     def _on_depth(self, message: Image) -> None:
         self.last, stamp = time.monotonic(), nanoseconds(message.header.stamp)
         self.first = self.first or self.last
         self.depths += 1
-        frame = self._open.pop(stamp, Frame())
-        frame.depth, frame.answered, frame.number = message, self.last, self.depths
+        frame = self._frames.pop(stamp, Frame())
+        frame.depth, frame.depth_time, frame.number = message, self.last, self.depths
         if not self._replay:
             frame.latency = 1e-9 * (self.get_clock().now().nanoseconds - stamp)
         elif frame.image is not None:
-            frame.latency = self.last - frame.came
+            frame.latency = self.last - frame.image_time
         if frame.latency is not None:
             self.latencies.append(frame.latency)
-        # Earlier images will not be answered any more.
-        self._open = {key: other for key, other in self._open.items()
-                      if key > stamp or other.depth is not None}
+        # Earlier images will get no depth any more.
+        self._frames = {key: other_frame for key, other_frame in self._frames.items()
+                        if key > stamp or other_frame.depth is not None}
         if not self._closing and self._album.wants(self.depths):
-            self._open[stamp] = frame
+            self._frames[stamp] = frame
 
     def _on_cloud(self, message: PointCloud2) -> None:
         self.clouds += 1
-        if frame := self._open.get(nanoseconds(message.header.stamp)):
+        if frame := self._frames.get(nanoseconds(message.header.stamp)):
             frame.cloud = message
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
@@ -278,11 +288,11 @@ class Recorder(Node):
             if 'trained' in values:
                 self.model = values
             elif 'received' in values:
-                self.counts, self._told = values, time.monotonic()
+                self.counts, self._diagnostics_time = values, time.monotonic()
 
 
 def cloud_points(message: PointCloud2) -> Cloud:
-    """Points of a cloud that have a depth."""
+    """Extract the points with depth from a cloud message."""
     offsets = {f.name: f.offset for f in message.fields if f.datatype == FLOAT32}
     layout = np.dtype({
         'names': ['x', 'y', 'z', 'rgb'], 'formats': ['<f4', '<f4', '<f4', '<u4'],
@@ -296,7 +306,7 @@ def cloud_points(message: PointCloud2) -> Cloud:
 
 
 def ply(cloud: Cloud, *, trained: bool = True) -> bytes:
-    """A cloud as binary PLY: x, y, z in metres, red, green, blue."""
+    """Encode a cloud as binary PLY: x, y, z in metres, red, green, blue."""
     vertices = np.empty(len(cloud.points), [
         ('points', '<f4', 3), ('colors', 'u1', 3)])
     vertices['points'], vertices['colors'] = cloud.points, cloud.colors

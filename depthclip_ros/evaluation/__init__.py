@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How depth is measured: data sets, protocols, metrics, intervals. Needs no ROS."""
+"""Data sets, protocols, metrics of depth and bootstrap intervals. Needs no ROS."""

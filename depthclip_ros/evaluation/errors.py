@@ -9,19 +9,19 @@ from pathlib import Path
 from ..core.errors import DepthClipError, first_of
 from ..core.formats import kind_of
 
-_MOST_ENTRIES = 10_000
+_MAX_ENTRIES = 10_000
 
 
 class EvaluationError(DepthClipError):
-    """The evaluation cannot be done as asked."""
+    """The options, the data and the model do not fit together."""
 
 
 class DatasetError(EvaluationError):
-    """The data are missing, damaged, or not what they should be."""
+    """The data set is missing, damaged, or of another format, size or unit."""
 
 
 class PredictionError(EvaluationError):
-    """A depth cannot be scored: NaN, infinite, not positive, or not there."""
+    """A prediction cannot be scored: NaN, infinite, not positive, or missing."""
 
 
 class ResultsError(DepthClipError):
@@ -29,13 +29,13 @@ class ResultsError(DepthClipError):
 
 
 def listing(names: list[str]) -> str:
-    """All names, one a line, for the end of a message."""
+    """List all names, one a line, for the end of a message."""
     return ''.join(f'\n  {name}' for name in names)
 
 
-def contents(folder: Path) -> str:
-    """What a folder holds, and what its first file is, for the end of a message."""
-    entries = islice(folder.rglob('*'), _MOST_ENTRIES)  # it may be somebody's home
+def describe_folder(folder: Path) -> str:
+    """Describe the files of a folder and the type of the first, for the end of a message."""
+    entries = islice(folder.rglob('*'), _MAX_ENTRIES)  # the user may have given a home folder
     files = sorted(file for file in entries
                    if file.is_file() and not file.name.startswith('.'))
     if not files:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of depth, kept as sums per image: their names, and how they are written.
+"""Metrics of depth from sums per image, with their names, symbols and number format.
 
-Everything is a function of a few sums over the valid pixels, so that one record of an image
+Every metric is a function of 11 sums over the valid pixels of an image. One record per image thus
 serves both averages (per image, over all pixels), any selection of images, and the bootstrap.
-Ratios and differences are float32 as in the official code; sums of at most 8192 of them are
-added up in float64.
+Ratios and differences are float32 as in the official code; float64 adds up partial sums of at
+most 8192 of them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SUMS = ('pixels', 'd1', 'd2', 'd3',  # numbers of pixels
         'rel',  # of |p - y| / y
         'log', 'signed_log', 'square_log',  # of |l|, l and l^2, where l = ln p - ln y
         'absolute', 'square', 'sq_rel')  # of |p - y|, (p - y)^2, (p - y)^2 / y
-# Names of the metrics, in the paper's order, then the others.
+# In the paper's order; the last four are not in the paper.
 METRICS = ('d1', 'd2', 'd3', 'rel', 'log10', 'rmse', 'abs_diff', 'sq_rel', 'rmse_log', 'silog')
 PAPER_METRICS = METRICS[:6]
-HIGHER_IS_BETTER = frozenset({'d1', 'd2', 'd3'})  # of the others, less is
+HIGHER_IS_BETTER = frozenset({'d1', 'd2', 'd3'})  # lower is better for all others
 UNITS = {'rmse': 'm', 'abs_diff': 'm', 'sq_rel': 'm', 'silog': '%'}
 SYMBOLS = {**{m: m for m in METRICS}, 'd1': 'δ1', 'd2': 'δ2', 'd3': 'δ3', 'silog': 'SILog'}
 MEANINGS = {
@@ -42,11 +42,11 @@ MEANINGS = {
     'silog': '100 × standard deviation of ln p − ln t',
 }
 SIGNS = np.array([1.0 if m in HIGHER_IS_BETTER else -1.0 for m in METRICS])
-MIN_DEPTH = 1e-3  # metres; what is below does not count as measured
+MIN_DEPTH = 1e-3  # metres; smaller true depth is invalid
 _THRESHOLDS = (1.25, 1.25 ** 2, 1.25 ** 3)
-_MOST = 1 << 13  # numbers in a float32 sum: more are off by 1e-6
-_PART = 1 << 22  # metrics of bootstrap samples at once
-_PIECE = 1 << 17  # pixels of all maps at once, which stay in the cache: several times faster
+_MAX_SUMMANDS = 1 << 13  # of a float32 sum: more err by 1e-6
+_CHUNK_METRICS = 1 << 22  # numbers of all bootstrap samples in memory at once
+_CHUNK_PIXELS = 1 << 17  # of all maps at once; they stay in the cache: several times faster
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -54,12 +54,12 @@ Sums = NDArray[np.float64]
 
 
 def score(truth: Tensor, depth: Tensor, max_depth: float) -> Tensor:
-    """(K, 11) float64 sums over the valid pixels, in the order of SUMS.
+    """Score K predictions of one image: (K, 11) float64 sums over the valid pixels, as SUMS.
 
     Args:
-        truth: metres of any shape, NaN where invalid.
-        depth: (K, ...) metres, K predictions, finite and positive.
-        max_depth: larger predictions count as this.
+        truth: true depth in metres, of any shape, NaN where invalid.
+        depth: (K, ...) predicted depth in metres, finite and positive.
+        max_depth: predictions are clipped to this.
 
     """
     valid = torch.nonzero(~truth.flatten().isnan())[:, 0]
@@ -67,7 +67,7 @@ def score(truth: Tensor, depth: Tensor, max_depth: float) -> Tensor:
     count, pixels = len(depth), len(valid)
     total = torch.zeros(count, len(SUMS), dtype=torch.float64, device=depth.device)
     total[:, 0] = pixels
-    size = max(1, min(_MOST, _PIECE // max(count, 1)))
+    size = max(1, min(_MAX_SUMMANDS, _CHUNK_PIXELS // max(count, 1)))
     for start in range(0, pixels, size):
         y = truth[start:start + size]
         p = depth.index_select(1, valid[start:start + size]).clamp_(MIN_DEPTH, max_depth)
@@ -75,7 +75,7 @@ def score(truth: Tensor, depth: Tensor, max_depth: float) -> Tensor:
         factor = torch.maximum(ratio, torch.div(y, p, out=p))
         within = [(factor < threshold).sum(1) for threshold in _THRESHOLDS]
         log = torch.log(ratio, out=factor)
-        error = ratio.sub_(1).abs_()  # |p - y| / y; times y and y² it is the others
+        error = ratio.sub_(1).abs_()  # |p - y| / y; times y and y²: the other errors
         square = error.square()
         total[:, 1:] += torch.stack([values.double() for values in (
             *within, error.sum(1), log.abs().sum(1), log.sum(1), log.square().sum(1),
@@ -84,7 +84,7 @@ def score(truth: Tensor, depth: Tensor, max_depth: float) -> Tensor:
 
 
 def sums_of(depth: Float32, truth: Float32, max_depth: float) -> Sums:
-    """(11,) sums of one image, as `score` counts them, of arrays of one shape in metres."""
+    """Score one prediction, as `score` does: (11,) sums of two arrays of one shape in metres."""
     maps = torch.from_numpy(np.ascontiguousarray(depth))[None]
     sums: Sums = score(torch.from_numpy(truth), maps, max_depth)[0].numpy()
     return sums
@@ -93,9 +93,10 @@ def sums_of(depth: Float32, truth: Float32, max_depth: float) -> Sums:
 def joint_histogram(
     truth: Tensor, depth: Tensor, max_depth: float, bins: int,
 ) -> NDArray[np.int64]:
-    """(bins, bins) numbers of valid pixels, rows by true depth, columns by predicted depth.
+    """Count valid pixels: (bins, bins), rows by true depth, columns by predicted depth.
 
-    Both are (H, W) metres, the true one NaN where invalid; larger than the maximum counts as that.
+    Both maps are (H, W) metres, the true one NaN where invalid. The last bin includes depth beyond
+    the maximum.
     """
     valid = ~truth.isnan()
     rows, columns = (
@@ -107,17 +108,16 @@ def joint_histogram(
 
 
 class Multiples:
-    """A prediction of one image, in order of its ratio to the truth: the score of any multiple.
+    """Scores of one prediction times any scale, by a few look-ups in the sorted ratios p / y.
 
-    A few look-ups give what the pixel-wise score gives. With a prediction of 1 everywhere, the
-    multiples are constants.
+    The scores equal those of `score`. A prediction of 1 everywhere gives the scores of constants.
     """
 
     def __init__(self, prediction: Float32 | float, truth: Float32) -> None:
-        """Take (n,) metres of each, positive and finite, in any order; or one number for all."""
+        """Sort (n,) metres of both, positive and finite; a number is predicted everywhere."""
         y = truth.astype(np.float64)
         if isinstance(prediction, (int, float)):
-            y = np.sort(y)[::-1]  # so that the ratio is in order already
+            y = np.sort(y)[::-1]  # descending truth gives ascending ratios
         p = np.broadcast_to(np.asarray(prediction, np.float64), y.shape)
         order = np.argsort(p / y, kind='stable')
         p, y = p[order], y[order]
@@ -125,19 +125,19 @@ class Multiples:
         log = np.log(self.ratio)
         self._sums = {name: np.concatenate([[0.0], np.cumsum(values)]) for name, values in (
             ('ratio', self.ratio), ('log', log), ('p', p), ('y', y))}
-        self._whole = {'pp': np.square(p).sum(), 'py': (p * y).sum(), 'yy': np.square(y).sum(),
-                       'pp/y': (np.square(p) / y).sum(), 'll': np.square(log).sum()}
+        self._moments = {'pp': np.square(p).sum(), 'py': (p * y).sum(), 'yy': np.square(y).sum(),
+                         'pp/y': (np.square(p) / y).sum(), 'll': np.square(log).sum()}
 
     def score(self, scales: Sequence[float] | Float64) -> Sums:
-        """(C, 11) sums of the prediction times each of (C,) positive scales."""
+        """Score the prediction times each of (C,) positive scales: (C, 11) sums."""
         s = np.asarray(scales, np.float32).astype(np.float64)
-        n, log_s, whole = len(self.ratio), np.log(s), self._whole
-        k = np.searchsorted(self.ratio, 1 / s, side='right')  # so many come out too small
-        # Of the whole less twice what is too small: the sum of the absolute values.
+        n, log_s, moments = len(self.ratio), np.log(s), self._moments
+        k = np.searchsorted(self.ratio, 1 / s, side='right')  # number of ratios below 1, scaled
+        # Sum of absolute values: the total less twice the sum of the negative part.
         low = {name: sums[k] for name, sums in self._sums.items()}
         total = {name: sums[n] for name, sums in self._sums.items()}
         signed_log = n * log_s + total['log']
-        # A ratio in float32 is below a threshold, if it is by half of a last place in float64.
+        # A float32 ratio is below a threshold if it is so in float64 by half a last place.
         edges = [threshold - 2.0 ** -24 for threshold in _THRESHOLDS]
         return np.stack([
             np.full_like(s, n),
@@ -145,18 +145,18 @@ class Multiples:
                 self.ratio, 1 / (edge * s), side='right') for edge in edges),
             s * total['ratio'] - n - 2 * (s * low['ratio'] - k),
             signed_log - 2 * (k * log_s + low['log']), signed_log,
-            whole['ll'] + 2 * log_s * total['log'] + n * np.square(log_s),
+            moments['ll'] + 2 * log_s * total['log'] + n * np.square(log_s),
             s * total['p'] - total['y'] - 2 * (s * low['p'] - low['y']),
-            np.square(s) * whole['pp'] - 2 * s * whole['py'] + whole['yy'],
-            np.square(s) * whole['pp/y'] - 2 * s * total['p'] + total['y']], axis=1)
+            np.square(s) * moments['pp'] - 2 * s * moments['py'] + moments['yy'],
+            np.square(s) * moments['pp/y'] - 2 * s * total['p'] + total['y']], axis=1)
 
 
 def random_pixels(truth: Float32, max_depth: float) -> Sums:
-    """Expected (11,) sums of a prediction drawn per pixel, uniformly from 0 to `max_depth`.
+    """Compute expected (11,) sums of uniform random depth from 0 to `max_depth` per pixel.
 
     Args:
-        truth: (n,) metres, y.
-        max_depth: M. With a = y / M: P(factor < T) = min(1, T a) - a / T; E|p - y| =
+        truth: (n,) true metres y.
+        max_depth: M in metres. With a = y / M: P(factor < T) = min(1, T a) - a / T; E|p - y| =
             M (a^2 + (1 - a)^2) / 2; E(p - y)^2 = M^2 / 12 + (M / 2 - y)^2; E|ln p - ln y| =
             2 a - ln a - 1; ln p has mean ln M - 1 and E ln^2(p / M) = 2.
 
@@ -174,7 +174,7 @@ def random_pixels(truth: Float32, max_depth: float) -> Sums:
 
 
 def metrics_of(sums: Sums) -> Sums:
-    """(..., 11) sums to (..., 10) metrics in the order of METRICS.
+    """Convert (..., 11) sums to (..., 10) metrics in the order of METRICS.
 
     rmse = sqrt(mean (p - y)^2); log10 = mean |log10 p - log10 y|; silog = 100 sqrt(var(ln p -
     ln y)), as KITTI's benchmark has it.
@@ -186,65 +186,72 @@ def metrics_of(sums: Sums) -> Sums:
         s['absolute'], s['sq_rel'], np.sqrt(s['square_log']), 100 * np.sqrt(variance)], axis=-1)
 
 
-def average(sums: Sums, how: str) -> Sums:
-    """(N, ..., 11) sums of N images to (..., 10) metrics.
+def average(sums: Sums, averaging: str) -> Sums:
+    """Average (N, ..., 11) sums of N images to (..., 10) metrics.
 
-    By 'image': mean over images of each one's (the paper's); by 'pixel': of all pixels together.
+    `averaging` is 'image', the mean of the images' metrics (the paper's), or 'pixel', the metrics
+    of all pixels together.
     """
-    if how == 'image':
+    if averaging == 'image':
         mean: Sums = metrics_of(sums).mean(axis=0)
         return mean
     return metrics_of(sums.sum(axis=0))
 
 
 def resampled(
-    sums: Sums, groups: NDArray[np.intp], counts: NDArray[Any], how: str,
-    of: Callable[[Sums], Sums] = lambda metrics: metrics,
+    sums: Sums, groups: NDArray[np.intp], counts: NDArray[Any], averaging: str,
+    transform: Callable[[Sums], Sums] = lambda metrics: metrics,
 ) -> Sums:
-    """`average` of bootstrap samples of (N, ..., 11) sums, (S, ..., 10), or what `of` makes of it.
+    """Average bootstrap samples of (N, ..., 11) sums: (S, ..., 10) metrics.
 
-    `groups` (N,) are the groups of the images, `counts` (S, G) how often each group is drawn.
+    Args:
+        sums: of every image.
+        groups: (N,) group of every image.
+        counts: (S, G) count of each group in each sample.
+        averaging: as in `average`.
+        transform: applied to the metrics of each chunk of samples, to save memory.
+
     """
-    values = sums if how == 'pixel' else metrics_of(sums)
-    whole = np.zeros((counts.shape[1], *values.shape[1:]))
-    np.add.at(whole, groups, values)
+    values = sums if averaging == 'pixel' else metrics_of(sums)
+    group_sums = np.zeros((counts.shape[1], *values.shape[1:]))
+    np.add.at(group_sums, groups, values)
     sizes = np.bincount(groups).reshape(-1, *[1] * (values.ndim - 1)).astype(np.float64)
 
-    def metrics(drawn: NDArray[Any]) -> Sums:
-        total: Sums = np.tensordot(drawn, whole, 1)
-        return metrics_of(total) if how == 'pixel' else total / np.tensordot(drawn, sizes, 1)
-    parts = 1 + len(counts) * whole[0].size // _PART  # which fit into memory
-    return np.concatenate([of(metrics(part.astype(np.float64)))
-                           for part in np.array_split(counts, parts)])
+    def metrics(chunk: NDArray[Any]) -> Sums:
+        total: Sums = np.tensordot(chunk, group_sums, 1)
+        return metrics_of(total) if averaging == 'pixel' else total / np.tensordot(chunk, sizes, 1)
+    chunks = 1 + len(counts) * group_sums[0].size // _CHUNK_METRICS
+    return np.concatenate([transform(metrics(chunk.astype(np.float64)))
+                           for chunk in np.array_split(counts, chunks)])
 
 
-def best_of(curve: Sums) -> list[int]:
-    """For every metric, the row of (C, 10) in which it is best."""
-    return [int(place) for place in np.argmax(curve * SIGNS, axis=0)]
+def best_rows(curve: Sums) -> list[int]:
+    """Find the row of (C, 10) metrics in which each metric is best."""
+    return [int(row) for row in np.argmax(curve * SIGNS, axis=0)]
 
 
 def named(values: Sums) -> dict[str, float]:
-    """(10,) by the metrics' names."""
+    """Key (10,) values by the metrics' names."""
     return dict(zip(METRICS, (float(v) for v in values), strict=True))
 
 
-# How they are written ----------------------------------------------------------------------------
+# Number format -----------------------------------------------------------------------------------
 
 
 def heading(metric: str) -> str:
-    """Symbol, unit, and which way is better."""
+    """Format symbol, unit, and an arrow to the better side."""
     arrow = '↑' if metric in HIGHER_IS_BETTER else '↓'
-    shown = f' ({UNITS[metric]})' if metric in UNITS else ''
-    return f'{SYMBOLS[metric]}{shown} {arrow}'
+    suffix = f' ({UNITS[metric]})' if metric in UNITS else ''
+    return f'{SYMBOLS[metric]}{suffix} {arrow}'
 
 
 def unit(metric: str) -> str:
-    """Unit after a number, with a space before it; '' for a ratio."""
+    """Return the unit with a space before it; '' for a ratio."""
     return f' {UNITS[metric]}' if metric in UNITS else ''
 
 
 def number(value: float | None, *, signed: bool = False) -> str:
-    """Three digits, as in the paper; – for what does not exist."""
+    """Format three digits, as in the paper; – for None, NaN and infinity."""
     if value is None or not math.isfinite(value):
         return '–'
     text = f'{value:+.3f}' if signed else f'{value:.3f}'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report of an evaluation: for a browser, as Markdown, and its table for a paper."""
+"""Report of an evaluation: HTML, Markdown, and one LaTeX table."""
 
 from __future__ import annotations
 
@@ -22,54 +22,54 @@ UNTRAINED = (
 
 
 def write(folder: Path, results: Results) -> list[Path]:
-    """Write the report into a new folder in the results folder, and give its files.
+    """Write the report into a new subfolder of the results folder; returns its files.
 
     Args:
         folder: of the results.
-        results: what was measured.
+        results: of the evaluation.
 
     Raises:
-        DepthClipError: the folder cannot be written to.
+        DepthClipError: the folder cannot be written.
 
     """
-    summary, place = results.summary, numbered_folder(folder / FOLDER)
-    blocks = contents(summary, charts.draw(place, results))
+    summary, report_folder = results.summary, numbered_folder(folder / FOLDER)
+    blocks = contents(summary, charts.draw(report_folder, results))
     footer = (f'Written by depthclip_ros {summary.versions.get("depthclip_ros", "")} from '
               f'{results_folder.SUMMARY} and what lies beside it.')
     table = (tables.published if summary.data.official else tables.baselines)(summary)
     for name, text in zip(FILES, (
             document.to_html(blocks, footer), document.to_markdown(blocks),
-            document.to_latex(table, _untrained(summary))), strict=True):
-        results_folder.write(place / name, text)
-    return [place / name for name in FILES]
+            document.to_latex(table, _untrained_warning(summary))), strict=True):
+        results_folder.write(report_folder / name, text)
+    return [report_folder / name for name in FILES]
 
 
 def contents(summary: Summary, pictures: Mapping[str, Sequence[Picture]]) -> list[Block]:
-    """What a report says, in which order; pictures by section, if they are there."""
+    """Compose the report; `pictures` are by section."""
     data = summary.data
-    warnings = [*filter(None, [_untrained(summary)]), *data.warnings]
+    warnings = [*filter(None, [_untrained_warning(summary)]), *data.warnings]
     if data.skipped:
         warnings.append(f'{len(data.skipped)} of {data.images} images were left out '
                         '(listed under Data and settings).')
     sections: dict[str, Sequence[Block]] = {
         'Reproduction': _reproduction(summary),
-        'Honest baselines': [
+        'Baselines': [
             Text('A depth estimate is worth something when it beats what can be said without '
                  'looking at the image. Of such answers the paper has only random depth; a '
                  'constant is the harder test.'),
             *tables.verdict(summary), tables.baselines(summary), tables.other_metrics(summary)],
         'Predicted against true depth': pictures.get('depths', ()),
-        'The camera': tables.beside(
+        'The camera': tables.group_table(
             summary, 'camera', 'The method with what is known of the camera'),
-        'Calibrations': tables.beside(
+        'Calibrations': tables.group_table(
             summary, 'calibrated', 'The method with calibrations: no longer zero-shot'),
-        'Other methods': tables.beside(
+        'Other methods': tables.group_table(
             summary, 'foreign', 'Other programs’ depth of the same images'),
         'Depth bins': tables.bin_partitions(summary) if '2' in summary.tables else (),
-        'Prompts': [tables.ablation(summary, 'prompts', '3')] if '3' in summary.tables else (),
+        'Prompts': [tables.paper_table(summary, 'prompts', '3')] if '3' in summary.tables else (),
         'Scene classes': [*pictures.get('distributions', ()), *tables.classes(summary)],
         'Images': [*pictures.get('predictions', ()), *pictures.get('responses', ())],
-        'Data and settings': _settings(summary)}
+        'Data and settings': _run_and_settings(summary)}
     return [
         Heading(f'{summary.rows[0].name} with the weights {summary.weights.name} on '
                 f'{data.origin or "images of unknown origin"}', 1),
@@ -81,15 +81,15 @@ def contents(summary: Summary, pictures: Mapping[str, Sequence[Picture]]) -> lis
           for block in (Heading(heading), *inner))]
 
 
-def _untrained(summary: Summary) -> str:
+def _untrained_warning(summary: Summary) -> str:
     return '' if summary.weights.trained else UNTRAINED
 
 
 def _reproduction(summary: Summary) -> list[Block]:
-    """The gate; published rows only beside a run on the very images that they are of."""
+    """Compose the gate's result, and published rows for a run on the same images."""
     gate, data = summary.gate, summary.data
     blocks: list[Block] = []
-    if data.origin in (NYU, ''):  # the reader wants to know if these are the paper's images
+    if data.origin in (NYU, ''):  # these may be the paper's images
         blocks.append(Text(f'The paper’s row is {gate.status} in this run.'))
         blocks += [Table(['why'], [[reason] for reason in gate.reasons])] if gate.reasons else []
     if data.official:
@@ -100,7 +100,7 @@ def _reproduction(summary: Summary) -> list[Block]:
         'no published number is comparable, and none is shown.')]
 
 
-def _settings(summary: Summary) -> list[Block]:
+def _run_and_settings(summary: Summary) -> list[Block]:
     data, protocol, timing = summary.data, summary.protocol, summary.timing
     rate = f'{timing.images / timing.seconds:.1f} images/s' if timing.seconds > 0 else ''
     facts = {

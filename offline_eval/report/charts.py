@@ -34,19 +34,19 @@ from offline_eval.results import ALL, ROLES, Results, Summary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_READINGS = {'better': TRUTH, 'worse': PREDICTED}
-_LEAST_SHARE = 1e-3  # of the pixels, for a bin of true depth to have its error drawn
+_OUTCOME_COLORS = {'better': TRUTH, 'worse': PREDICTED}
+_MIN_SHARE = 1e-3  # fraction of the pixels that a bin needs for its error to be drawn
 
 
 def draw(folder: Path, results: Results) -> dict[str, list[Picture]]:
-    """Draw what there is the data for.
+    """Draw all figures that the results have data for.
 
     Args:
-        folder: of the report; the files go into `figures/` there.
-        results: what was measured.
+        folder: of the report; files go into its `figures/`.
+        results: of the evaluation.
 
     Returns:
-        The pictures by section.
+        Pictures by section.
 
     """
     summary, histograms = results.summary, results.summary.histograms
@@ -68,7 +68,7 @@ def draw(folder: Path, results: Results) -> dict[str, list[Picture]]:
                 'best rmse errs by.')],
             'distributions': [save(
                 folder, 'distributions.svg', distributions(
-                    histograms.edges, {_class(scene, summary): counts for scene, counts
+                    histograms.edges, {_class_title(scene, summary): counts for scene, counts
                                        in histograms.counts.items()},
                     [bins] * len(histograms.counts), 'true depth (m)', class_name(ALL)),
                 'Depth distributions of the scene classes',
@@ -92,45 +92,45 @@ def draw(folder: Path, results: Results) -> dict[str, list[Picture]]:
 
 
 def depths(summary: Summary) -> Figure:
-    """Density of true and predicted depth, and the error at every true depth."""
+    """Plot the joint density of true and predicted depth, and the error over true depth."""
     from matplotlib.colors import LogNorm
     histograms, constant = summary.histograms, summary.verdict.constants.get('rmse')
     joint = np.asarray(histograms.joint, float)
     edges = np.linspace(histograms.edges[0], histograms.edges[-1], len(joint) + 1)
     middles = (edges[:-1] + edges[1:]) / 2
     bins = [float(b) for b in summary.config.get('bins', [])]
-    last = float(edges[1 + np.flatnonzero(joint.sum(1)).max()])
+    max_truth = float(edges[1 + np.flatnonzero(joint.sum(1)).max()])
     figure = new_figure(2.7)
-    left, right = figure.subplots(1, 2)
-    picture = left.imshow(
+    density_axes, error_axes = figure.subplots(1, 2)
+    picture = density_axes.imshow(
         np.where(joint > 0, joint / joint.sum(), np.nan).T, origin='lower', cmap='Blues',
         norm=LogNorm(vmin=1e-6), extent=(edges[0], edges[-1], edges[0], edges[-1]),
         interpolation='none')
-    left.plot(edges[[0, -1]], edges[[0, -1]], 'k--', lw=0.8, label='truth')
-    left.hlines(bins[:1] + bins[-1:], *edges[[0, -1]], color=PREDICTED, lw=1, ls=':',
-                label='first, last bin')
-    left.legend(loc='upper left', bbox_to_anchor=(0, 0.95))
-    left.set(xlim=(0, last), ylim=(0, max([last, *(1.03 * b for b in bins)])),
-             xlabel='true depth (m)', ylabel='predicted depth (m)')
-    figure.colorbar(picture, ax=left, label='share of the pixels',
+    density_axes.plot(edges[[0, -1]], edges[[0, -1]], 'k--', lw=0.8, label='truth')
+    density_axes.hlines(bins[:1] + bins[-1:], *edges[[0, -1]], color=PREDICTED, lw=1, ls=':',
+                        label='first, last bin')
+    density_axes.legend(loc='upper left', bbox_to_anchor=(0, 0.95))
+    density_axes.set(xlim=(0, max_truth), ylim=(0, max([max_truth, *(1.03 * b for b in bins)])),
+                     xlabel='true depth (m)', ylabel='predicted depth (m)')
+    figure.colorbar(picture, ax=density_axes, label='share of the pixels',
                     format=lambda share, _: f'{100 * share:g} %')
-    known = np.flatnonzero(joint.sum(1) >= _LEAST_SHARE * joint.sum())
+    occupied = np.flatnonzero(joint.sum(1) >= _MIN_SHARE * joint.sum())
     low, middle, high = (np.array([quantile(edges, density(edges, joint[k]), q) - middles[k]
-                                   for k in known]) for q in (0.1, 0.5, 0.9))
-    right.fill_between(middles[known], low, high, color=PREDICTED, alpha=0.25, lw=0,
-                       label='middle 80 %')
-    right.plot(middles[known], middle, color=PREDICTED, label='method, median')
+                                   for k in occupied]) for q in (0.1, 0.5, 0.9))
+    error_axes.fill_between(middles[occupied], low, high, color=PREDICTED, alpha=0.25, lw=0,
+                            label='middle 80 %')
+    error_axes.plot(middles[occupied], middle, color=PREDICTED, label='method, median')
     if constant is not None:
-        right.plot(middles[known], constant - middles[known], color='#777777', ls='--', lw=0.9,
-                   label=f'constant {constant:.2f} m')
-    right.axhline(0, color='black', lw=0.6)
-    right.set(xlim=(0, last), xlabel='true depth (m)', ylabel='prediction − truth (m)')
-    right.legend()
+        error_axes.plot(middles[occupied], constant - middles[occupied], color='#777777',
+                        ls='--', lw=0.9, label=f'constant {constant:.2f} m')
+    error_axes.axhline(0, color='black', lw=0.6)
+    error_axes.set(xlim=(0, max_truth), xlabel='true depth (m)', ylabel='prediction − truth (m)')
+    error_axes.legend()
     return figure
 
 
 def gains(summary: Summary) -> Figure:
-    """How far the method is above every control, with intervals: one row each."""
+    """Plot the method's gain over every control with its interval (forest plot)."""
     comparisons = summary.verdict.comparisons
     figure = new_figure(0.17 * len(comparisons) + 0.6)
     panels = figure.subplots(1, 2, sharey=True)
@@ -138,7 +138,7 @@ def gains(summary: Summary) -> Figure:
         axes.axvline(0, color='black', lw=0.8)
         for row, comparison in enumerate(comparisons):
             gain, interval = comparison.gains[metric], comparison.intervals.get(metric)
-            color = _READINGS.get(interval.reading() if interval else '', '#777777')
+            color = _OUTCOME_COLORS.get(interval.outcome() if interval else '', '#777777')
             axes.plot(gain, row, 'o', color=color, ms=3.5)
             if interval:
                 axes.plot((interval.low, interval.high), (row, row), color=color, lw=1.6)
@@ -150,7 +150,7 @@ def gains(summary: Summary) -> Figure:
     return figure
 
 
-def _class(scene: str, summary: Summary) -> str:
-    """Title of a scene class, with the number of its images."""
+def _class_title(scene: str, summary: Summary) -> str:
+    """Format the title of a scene class, with its number of images."""
     row = next((r for r in summary.rows if (r.group, r.scene) == ('method', scene)), None)
     return class_name(scene) + ('' if row is None or scene == ALL else f' ({row.images})')
