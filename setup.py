@@ -104,8 +104,8 @@ setup(
         'docs': ['mkdocs-material>=9.5'],
         # python3 run.py test, and with --all.
         'test': ['hypothesis', 'mypy', 'onnx>=1.14', 'onnxruntime>=1.16', 'open_clip_torch>=3.0',
-                 'pytest>=8', 'pytest-randomly', 'pytest-xdist>=3.7', 'rosbags-image', 'ruff',
-                 'types-PyYAML'],
+                 'proselint>=0.16', 'pytest>=8', 'pytest-randomly', 'pytest-xdist>=3.7',
+                 'rosbags-image', 'ruff', 'types-PyYAML'],
         'nightly': ['colcon-core', 'colcon-ros', 'pylatexenc', 'pytest-cov>=7'],
     },
     zip_safe=False,

@@ -187,7 +187,8 @@ def run_tests(folder, files, *arguments, **variables):
     pytest.importorskip('xdist', reason='pytest-xdist is not installed (extra test)')
     (folder / 'tools').mkdir()
     shutil.copy(ROOT / 'tools/run_tests.py', folder / 'tools')
-    for name, text in {'tools/generate.py': '', 'ruff.py': '', 'mypy.py': '', **files}.items():
+    steps = dict.fromkeys(('tools/generate.py', 'tools/prose.py', 'ruff.py', 'mypy.py'), '')
+    for name, text in {**steps, **files}.items():
         (folder / name).write_text(text)
     done = python(folder, 'tools/run_tests.py', *arguments, **variables)
     return done.returncode, [line for line in done.stdout.splitlines() if line], done.stderr
@@ -207,8 +208,9 @@ def test_now_and_then():
     ({}, 0, ['flaky: test_flaky.py::test_now_and_then']),
     ({'test_bad.py': 'def test_bad(): assert bytes(10_000) == bytes([1]) * 10_000\n'}, 1,
      ['failed: test_bad.py::test_bad', 'flaky: test_flaky.py::test_now_and_then']),
-    (dict.fromkeys(('ruff.py', 'mypy.py', 'tools/generate.py'), 'raise SystemExit(1)'), 1,
-     ['failed: style', 'failed: types', 'failed: generated documents',
+    (dict.fromkeys(('ruff.py', 'mypy.py', 'tools/generate.py', 'tools/prose.py'),
+                   'raise SystemExit(1)'), 1,
+     ['failed: style', 'failed: types', 'failed: generated documents', 'failed: prose',
       'flaky: test_flaky.py::test_now_and_then'])], ids=['flaky', 'bad', 'steps'])
 def test_what_passes_once_more_is_named_and_what_fails_is_red(tmp_path, files, code, last):
     """Also where CI is set, in which pytest would print the whole of what differs."""

@@ -24,6 +24,7 @@ STEPS = {
     'style': ['-m', 'ruff', 'check', '.'],
     'types': ['-m', 'mypy'],
     'generated documents': ['tools/generate.py', '--check'],
+    'prose': ['tools/prose.py'],
 }
 # Test files run beside each other. A test that takes ten minutes hangs, maybe in C, where no
 # exception reaches it: its process shows the stacks of all threads and ends, and it has failed.

@@ -70,7 +70,7 @@ def _log_exceptions(transition: Transition) -> Transition:
 def _reject_invalid_transitions(node: LifecycleNode) -> None:
     """Respond to requests for transitions that do not exist or that the state does not allow.
 
-    rclpy raises an error instead of responding, so that the client would wait for ever.
+    rclpy raises an error instead of responding, so that the client would wait forever.
     """
     service = node._service_change_state  # noqa: SLF001 (rclpy has no public access to it)
     change_state = service.callback

@@ -206,7 +206,7 @@ class Schedule:
 
 
 def tour(camera: SimCamera, announce: Callable[[str], None]) -> Iterator[NDArray[np.uint8]]:
-    """Render a few pictures of one room after the other, of each kind in turn, for ever.
+    """Render a few pictures of one room after the other, of each kind in turn, forever.
 
     Args:
         camera: the camera.
