@@ -35,7 +35,7 @@ from depthclip_ros.evaluation.metrics import (  # noqa: E402
     Float32,
     Multiples,
     Sums,
-    best_of,
+    best_rows,
     metrics_of,
     named,
 )
@@ -70,7 +70,7 @@ def evaluate(
         rows['shuffled images'].append(rooms.scores(other_prediction.depth, truth))
     curve = np.mean([metrics_of(Multiples(1.0, view.depth.ravel()).score(CONSTANTS))
                      for view in views], axis=0)
-    best = best_of(curve)
+    best = best_rows(curve)
     metres = named(CONSTANTS[best])
     by_kind = {kind: [s for s, view in zip(rows['model'], views, strict=True) if view.kind == kind]
                for kind in KINDS}

@@ -77,6 +77,9 @@ class Plan:
     width: int = 16
     layers: tuple[int, int, int, int] = (1, 2, 3, 2)
     bfloat16: bool = True  # twice as fast where the processor knows it
+    # From the weights of the start to those of the end (robust fine-tuning by interpolation of
+    # weights, Wortsman et al. 2022, who recommend 0.5).
+    interpolation: float = 1.0
     processes: int = 2  # share each batch; batch normalisation sees its own part only
     text_width: int = 64
     text_layers: int = 4
@@ -84,7 +87,8 @@ class Plan:
 
 # From trained weights: half of the rooms are plain and the rate is a third, so that what the
 # model knows is not forgotten.
-FROM_START = Plan(seed=2, steps=3000, plain=0.5, easy=0, rate=8e-4, processes=1)
+FROM_START = Plan(seed=2, steps=3000, plain=0.5, easy=0, rate=8e-4, interpolation=0.5,
+                  processes=1)
 SMOKE = Plan(steps=24, fresh=4, repeated=2, pictures=10, text_steps=75, text_batch=48,
              layers=(1, 1, 1, 1))
 
@@ -473,6 +477,8 @@ def train_images(rank: int, plan: Plan, out: Path) -> None:
                             'optimizer': optimizer.state_dict(),
                             'schedule': schedule.state_dict(), 'step': step + 1}, file)
     if rank == 0:
+        model.load_state_dict(torch.load(out / 'start.pt', weights_only=True))
+        update_average(average, model, plan.interpolation)
         save_weights(average, out / 'demo.pt')
     torch.distributed.destroy_process_group()
 
