@@ -61,17 +61,20 @@ def of_recording(estimator: DepthEstimator, source: str, limit: int | None = Non
     moments = in_blocks([frame.moment for frame in before])
     fitted = fit(estimator, [replace(frame, moment=moment) for frame, moment in zip(
         before, moments, strict=True)], log=lambda _: None)
+    words = [_predict(estimator, frame) for frame in after]
+    config = estimator.config
     with tempfile.TemporaryDirectory() as folder:
         file = fitted.calibration.save(Path(folder), 'robot')
-        calibrated = DepthEstimator(
-            estimator.config.replace(calibration=str(file)), 'demo', 'cpu', num_threads=1)
-        predictions = [_predict(calibrated, frame) for frame in after]
-    with warnings.catch_warnings(action='ignore'):  # pixels without depth in all of them
+        estimator.reconfigure(config.replace(calibration=str(file)))
+        predictions = [_predict(estimator, frame) for frame in after]
+        estimator.reconfigure(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of pixels that no frame has depth of
         mean = np.nanmean([frame.depth for frame in before], axis=0)
     constant = min(CONSTANTS, key=lambda c: sum(
         float(np.nanmean((frame.depth - c) ** 2) ** 0.5) for frame in after))
     return [
-        _row(name, 'words', after, [_predict(estimator, frame) for frame in after]),
+        _row(name, 'words', after, words),
         _row(name, f'best constant, {constant:.1f} m', after, [
             np.full_like(frame.depth, constant) for frame in after]),
         _row(name, 'mean map of the first half', after, [mean] * len(after)),

@@ -34,6 +34,12 @@ def test_smoke_run_learns_and_writes_a_file_that_loads(tmp_path):
     assert lines[-1]['bytes'] < 8e6
     state = torch.load(tmp_path / 'demo.pt', weights_only=True)
     import_clip().model.build_model(state)
+    subprocess.run([sys.executable, script, '--out', tmp_path / 'on', '--smoke', '--start',
+                    tmp_path / 'demo.pt'], check=True)
+    assert '"text"' not in (tmp_path / 'on' / 'log.jsonl').read_text()
+    later = torch.load(tmp_path / 'on' / 'demo.pt', weights_only=True)
+    assert torch.equal(later['text_projection'], state['text_projection'])
+    assert not torch.equal(later['visual.conv1.weight'], state['visual.conv1.weight'])
 
 
 @pytest.fixture(scope='module')

@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import machine, rooms  # noqa: E402
 from depthclip_ros import sim  # noqa: E402
+from depthclip_ros.calibrate.errorbars import REACH  # noqa: E402
 from depthclip_ros.calibrate.fit import fit  # noqa: E402
 from depthclip_ros.calibrate.recordings import Frame, Moment  # noqa: E402
 from depthclip_ros.core import CameraImage, DepthEstimator  # noqa: E402
@@ -126,7 +127,6 @@ def drive(robot: Robot, number: int, frames: int, places: int, step: float = 0.0
 
 # What is measured with ---------------------------------------------------------------------------
 
-QUANTILE = 1.645  # standard deviations that hold 90 %
 STEP = 0.1  # seconds between the frames of a drive that an anchor follows
 WAYS = {'with': (True, True), 'without': (False, True), 'camera unknown': (True, False)}
 CASES = {f'{share:.0%} outliers{", dropouts" * dropouts}': (share, dropouts)
@@ -205,7 +205,7 @@ def row(frames: Sequence[Frame], depth: Iterable[Float32]) -> dict[str, float]:
 
 def coverage(frames: Sequence[Frame], predictions: Sequence[DepthPrediction]) -> dict[str, Any]:
     """Shares of pixels within 1.645 standard deviations: all, by kind of room, and of depth."""
-    inside = np.stack([np.abs(p.depth - frame.depth) <= QUANTILE * p.stddev()
+    inside = np.stack([np.abs(p.depth - frame.depth) <= REACH * p.stddev()
                        for p, frame in zip(predictions, frames, strict=True)])
     shares, kinds = inside.mean((1, 2)), np.array([frame.moment.name for frame in frames])
     order = np.stack([p.depth[::4, ::4] for p in predictions]).ravel().argsort(kind='stable')

@@ -64,13 +64,12 @@ from .recordings import (
 )
 from .registration import (
     REGISTER,
-    camera_of_size,
     check_size,
     is_registered,
+    measured_points,
     of_same_view,
     rasterize,
     same_view,
-    unproject,
 )
 
 if TYPE_CHECKING:
@@ -267,8 +266,7 @@ class _Bag:
                 f'{target!r}, and a camera_info is missing or unusable, so that it cannot be '
                 f'brought onto the image. {REGISTER}; of the image with --camera-info FILE.')
         if self.is_image and depth_camera is not None:
-            points = unproject(depth, camera_of_size(
-                depth_camera, depth, self.depth_info, self.notes))
+            points = measured_points(depth, depth_camera, self.depth_info, self.notes)
         else:
             points = (cloud_points if self.depth.type == POINT_CLOUD else scan_points)(message)
             points *= self.options.unit or 1.0

@@ -35,13 +35,12 @@ from .recordings import (
     spread_evenly,
 )
 from .registration import (
-    camera_of_size,
     check_size,
     is_registered,
+    measured_points,
     of_same_view,
     rasterize,
     same_view,
-    unproject,
 )
 
 if TYPE_CHECKING:
@@ -186,8 +185,8 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
         if camera is None or depth_camera is None or same_view(depth_camera, camera):
             depth = of_same_view(depth, *rgb.shape[:2])
         else:
-            depth = rasterize(unproject(depth, camera_of_size(
-                depth_camera, depth, 'The calibration of the depth camera', notes)), camera)
+            depth = rasterize(measured_points(
+                depth, depth_camera, 'The calibration of the depth camera', notes), camera)
         return Frame(rgb, depth, camera, moments[position])
 
     notes += clipping.notes + notices_of(camera, depth_camera)

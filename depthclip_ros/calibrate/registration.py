@@ -146,16 +146,19 @@ def check_size(camera: CameraModel | None, height: int, width: int, *, file: str
     ))
 
 
-def camera_of_size(
-    camera: CameraModel, depth: Float32, source: str, notes: list[str],
-) -> CameraModel:
-    """Scale the camera of depth images to the size at which their driver publishes them.
+def measured_points(
+    depth: Float32, camera: CameraModel, source: str, notes: list[str],
+) -> NDArray[np.float64]:
+    """Unproject depth by its camera, scaled to the size at which the driver publishes depth.
 
     Args:
-        camera: of the depth images.
-        depth: (H, W), one of them.
+        depth: (H, W) metres, NaN where there is none.
+        camera: of depth images.
         source: topic or file of the calibration, for messages.
         notes: receives one sentence if the camera is scaled.
+
+    Returns:
+        (N, 3) metres in the camera's optical frame.
 
     Raises:
         CameraInfoError: the aspect ratios differ ('size mismatch').
@@ -163,7 +166,7 @@ def camera_of_size(
     """
     height, width = depth.shape
     if (width, height) == (camera.width, camera.height):
-        return camera
+        return unproject(depth, camera)
     sizes = (f'{source} is for {camera.width}x{camera.height} pixels, the depth images have '
              f'{width}x{height}')
     if camera.width * height != camera.height * width:
@@ -172,4 +175,4 @@ def camera_of_size(
     note = f'{sizes}: it is scaled to that. Let the driver do it.'
     if note not in notes:
         notes.append(note)
-    return camera.scaled(width, height)
+    return unproject(depth, camera.scaled(width, height))
