@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from depthclip_ros.core import DepthConfig
-from depthclip_ros.core.clip_package import import_clip
+from depthclip_ros.core.openai_clip import import_clip
 
 
 class NaiveDepthClip:

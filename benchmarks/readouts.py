@@ -24,7 +24,7 @@ from benchmarks.machine import ROOT
 from benchmarks.timing import Contender, processor, race, ratio
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.backbone import ImageEncoder, build_attention_pool, build_image_encoder
-from depthclip_ros.core.projection import read_out, similarity_logits, upsample
+from depthclip_ros.core.readout import read_out, similarity_logits, upsample
 from depthclip_ros.core.state_dict import architecture
 from depthclip_ros.core.weights import cache_folder, load
 from depthclip_ros.evaluation.metrics import METRICS, Float32, Multiples, metrics_of, named

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depthclip_ros.evaluation.metrics import Float32, Float64, metrics_of, sums_of
-from depthclip_ros.evaluation.recorded import FARTHEST
+from depthclip_ros.evaluation.recording_scores import FARTHEST
 from depthclip_ros.sim import (
     KINDS,
     Frame,

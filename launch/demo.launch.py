@@ -23,7 +23,7 @@ from launch.actions import (
 from launch_ros.actions import Node
 
 from depthclip_ros.core.parameter_file import read_value
-from depthclip_ros.launching import MEANINGS, on_exit, unknown_arguments
+from depthclip_ros.launch_support.launching import MEANINGS, on_exit, unknown_arguments
 from depthclip_ros.resources import config_path, share_dir
 
 PACKAGE = 'depthclip_ros'

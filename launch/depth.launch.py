@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start depth_node, and on request the replay of a bag and RViz.
 
-depthclip_ros/launching.py makes the plan from the arguments.
+depthclip_ros/launch_support/launching.py makes the plan from the arguments.
 """
 
 from __future__ import annotations
@@ -28,9 +28,16 @@ from rclpy.expand_topic_name import expand_topic_name
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from depthclip_ros.core.files import user_path
-from depthclip_ros.launching import MEANINGS, NODE, Plan, on_exit, plan_launch, unknown_arguments
+from depthclip_ros.launch_support.launching import (
+    MEANINGS,
+    NODE,
+    Plan,
+    on_exit,
+    plan_launch,
+    unknown_arguments,
+)
+from depthclip_ros.launch_support.rviz import rviz_file
 from depthclip_ros.resources import large_images_profile
-from depthclip_ros.rviz import rviz_file
 
 PACKAGE = 'depthclip_ros'
 # Seconds after which discovery of a new node is complete: Fast DDS announces itself every 3 s. The

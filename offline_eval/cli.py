@@ -92,7 +92,7 @@ def _compare(arguments: list[str]) -> None:
         prog=f'{PROGRAM} compare',
         description='Two finished runs on the same images, with intervals of the difference.')
     parser.add_argument('run', type=path, nargs=2, help='results folder')
-    from .compare import compare
+    from .compare_runs import compare
     print(compare(*parser.parse_args(arguments[1:]).run))
 
 
@@ -263,9 +263,9 @@ _NAME_WIDTH = 38  # least columns of a name
 
 def summary_text(summary: Summary) -> str:
     """Format the summary for a terminal; the report has the details."""
-    from depthclip_ros.document import pad_to, terminal_width
     from depthclip_ros.evaluation.datasets.base import NYU
     from depthclip_ros.evaluation.metrics import PAPER_METRICS, SYMBOLS
+    from depthclip_ros.report.document import pad_to, terminal_width
 
     from .results import ALL
     data, gate = summary.data, summary.gate

@@ -33,10 +33,10 @@ from depthclip_ros.evaluation.datasets.base import KITTI
 from depthclip_ros.evaluation.errors import EvaluationError
 from depthclip_ros.evaluation.metrics import MIN_DEPTH, metrics_of, named
 from depthclip_ros.evaluation.protocol import PROTOCOLS, Protocol
-from depthclip_ros.figures import Sample
+from depthclip_ros.report.figures import Sample
 
-from . import export, predictions, statistics
-from .contenders import (
+from . import export, prediction_files, statistics
+from .predictors import (
     FOCAL,
     Predictor,
     baselines,
@@ -46,9 +46,9 @@ from .contenders import (
     training_mean,
     without_failed_controls,
 )
-from .gate import judge
 from .published import METHOD, PAPER_ROWS
 from .records import HEADER, RECORDS, Run, load_records, load_run, save_record, save_run
+from .reproduction import judge
 from .results import Data, ProtocolInfo, Results, Summary, Timing, load, save, to_json, write
 from .scoring import Scorer
 
@@ -202,11 +202,12 @@ def config_for_protocol(
 
 def _other_programs(
     options: Options, dataset: Dataset, protocol: Protocol,
-) -> list[predictions.OtherProgram]:
+) -> list[prediction_files.OtherProgram]:
     """Open other programs' depth, and check calibration files, before the model is loaded."""
     old_warnings = len(dataset.warnings)
-    other_programs = [predictions.open_predictions(name, path, dataset, protocol, scale, align)
-                      for name, path, scale, align in options.predictions]
+    other_programs = [
+        prediction_files.open_predictions(name, path, dataset, protocol, scale, align)
+        for name, path, scale, align in options.predictions]
     for warning in dataset.warnings[old_warnings:]:
         _log(f'WARNING: {warning}')
     for path in options.calibrations:

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depthclip_ros.color import png
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.files import check_new
+from depthclip_ros.drawing.color import png
 from depthclip_ros.evaluation.datasets import Dataset
 from depthclip_ros.evaluation.datasets.base import KITTI, Metres
 from depthclip_ros.evaluation.errors import EvaluationError, PredictionError, listing
 from depthclip_ros.evaluation.protocol import Protocol
 from depthclip_ros.progress import progress
 
-from .predictions import RAW, file_names
+from .prediction_files import RAW, file_names
 from .results import to_json, write
 
 RUN_FILE = 'export.json'

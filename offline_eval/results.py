@@ -29,7 +29,7 @@ from depthclip_ros.core import files
 from depthclip_ros.core.weights import WeightsInfo
 from depthclip_ros.evaluation.bootstrap import Interval
 from depthclip_ros.evaluation.errors import ResultsError
-from depthclip_ros.figures import Sample
+from depthclip_ros.report.figures import Sample
 
 FORMAT = 4
 SUMMARY, SAMPLES = 'summary.json', 'samples'

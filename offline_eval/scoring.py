@@ -18,7 +18,7 @@ from torch import Tensor
 
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.engine import one_thread
-from depthclip_ros.core.projection import upsample
+from depthclip_ros.core.readout import upsample
 from depthclip_ros.evaluation.datasets import Dataset
 from depthclip_ros.evaluation.datasets.base import Metres
 from depthclip_ros.evaluation.errors import DatasetError, PredictionError
@@ -26,8 +26,8 @@ from depthclip_ros.evaluation.metrics import MIN_DEPTH, joint_histogram, score
 from depthclip_ros.evaluation.protocol import Protocol
 from depthclip_ros.progress import progress
 
-from .contenders import ClosedForm, OtherImage, PatchDepth, PixelDepth, Predictor
-from .images import EvaluatedImage, TextFeatures
+from .evaluated_image import EvaluatedImage, TextFeatures
+from .predictors import ClosedForm, OtherImage, PatchDepth, PixelDepth, Predictor
 from .records import HISTOGRAM_BINS, JOINT_BINS, constants, layout
 
 THREADS_BESIDE_GPU = 8  # they read and score

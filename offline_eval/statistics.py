@@ -40,7 +40,7 @@ from depthclip_ros.evaluation.metrics import (
     unit,
 )
 
-from .contenders import Predictor
+from .predictors import Predictor
 from .published import METHOD, TABLE_2_SCENES
 from .records import HISTOGRAM_BINS, constants
 from .results import ALL, ROLES, Comparison, Histograms, Row, Verdict

@@ -12,7 +12,7 @@ from rosbags.rosbag2 import CompressionFormat, Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from depthclip_ros.sim import Scene, SimCamera
-from depthclip_ros.sim.formats import write_bag
+from depthclip_ros.sim.datasets import write_bag
 
 FRAMES = 12
 IMAGE, INFO, DEPTH = '/camera/color/image_raw', '/camera/color/camera_info', \

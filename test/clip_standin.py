@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from depthclip_ros.core.clip_package import import_clip
+from depthclip_ros.core.openai_clip import import_clip
 
 TINY = {'layers': (1, 1, 1, 1), 'width': 8, 'embed_dim': 64, 'resolution': 64,
         'text_width': 64, 'text_layers': 1}

@@ -14,7 +14,7 @@ from depthclip_ros.calibrate.recordings import Frame, Moment
 from depthclip_ros.calibrate.registration import resample, unproject
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
-from depthclip_ros.sim.formats import NANOSECONDS, START, _Messages, punch_holes
+from depthclip_ros.sim.datasets import NANOSECONDS, START, _Messages, punch_holes
 
 
 def camera_of_width(width=160, degrees=None):

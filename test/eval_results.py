@@ -14,11 +14,11 @@ from depthclip_ros.evaluation.bootstrap import Interval
 from depthclip_ros.evaluation.datasets.kitti import LIST as KITTI_LIST
 from depthclip_ros.evaluation.datasets.nyu import extract
 from depthclip_ros.evaluation.metrics import METRICS, PAPER_METRICS, metrics_of, named, score
-from depthclip_ros.figures import Sample
+from depthclip_ros.report.figures import Sample
 from depthclip_ros.sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
-from depthclip_ros.sim.formats import punch_holes, write_labeled_mat, write_splits
-from offline_eval.gate import GATE_LIMITS
+from depthclip_ros.sim.datasets import punch_holes, write_labeled_mat, write_splits
 from offline_eval.published import BIN_PARTITIONS, PAPER_METHOD, PAPER_ROWS, PROMPTS
+from offline_eval.reproduction import GATE_LIMITS
 from offline_eval.results import (
     ALL,
     Comparison,

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from depthclip_ros.core import DepthConfig, describe
-from depthclip_ros.messages.config import NodeConfig, read_config
+from depthclip_ros.messages.node_config import NodeConfig, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICY = ROOT / 'config/sros2'

@@ -22,7 +22,7 @@ from depthclip_ros.core.anchor import (
     interpolate_residuals,
     sample_patches,
 )
-from depthclip_ros.core.projection import upsample
+from depthclip_ros.core.readout import upsample
 
 WHOLE = 240, 320
 GRID = 6, 8

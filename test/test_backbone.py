@@ -11,7 +11,7 @@ import torch
 
 from depthclip_ros.core import ConfigError, WeightsError
 from depthclip_ros.core.backbone import PositionResizer, build_attention_pool, build_image_encoder
-from depthclip_ros.core.clip_package import import_clip
+from depthclip_ros.core.openai_clip import import_clip
 from depthclip_ros.core.weights import RELEASES, architecture
 
 

@@ -22,9 +22,9 @@ from depthclip_ros.bags import Options, convert
 from depthclip_ros.bags.fleet import FAILED, convert_all, find_bags
 from depthclip_ros.cli.main import main
 from depthclip_ros.core import DepthConfig, DepthEstimator
-from depthclip_ros.messages.config import NodeConfig
+from depthclip_ros.messages.node_config import NodeConfig
 from depthclip_ros.sim import SimCamera
-from depthclip_ros.sim.formats import _Messages
+from depthclip_ros.sim.datasets import _Messages
 from depthclip_ros.sources.bag import Bag, language_depth_topics
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)

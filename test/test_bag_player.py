@@ -31,7 +31,7 @@ from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
 from depthclip_ros.core.errors import DepthClipError
-from depthclip_ros.messages.types import message_class
+from depthclip_ros.messages.message_types import message_class
 from depthclip_ros.resources import PROFILE_VARIABLES, config_path, large_images_profile
 from depthclip_ros.sources import bag_player
 from depthclip_ros.sources.bag import Bag

@@ -39,8 +39,8 @@ from depthclip_ros.core.config import PAPER_BINS
 from depthclip_ros.core.engine import use_threads
 from depthclip_ros.core.errors import BagError, ConfigError
 from depthclip_ros.messages import image_io
-from depthclip_ros.messages.config import NodeConfig
 from depthclip_ros.messages.depth import to_depth
+from depthclip_ros.messages.node_config import NodeConfig
 from depthclip_ros.messages.outputs import OUTPUTS
 from depthclip_ros.resources import config_path
 from depthclip_ros.sources.bag import (

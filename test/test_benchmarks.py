@@ -25,8 +25,8 @@ from scipy.ndimage import gaussian_filter
 from benchmarks import estimator, graph, machine, readouts, recordings, report, rooms, run, timing
 from depthclip_ros.core import DepthConfig, DepthEstimator, engine
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.core.clip_package import import_clip
-from depthclip_ros.core.projection import upsample
+from depthclip_ros.core.openai_clip import import_clip
+from depthclip_ros.core.readout import upsample
 from depthclip_ros.evaluation.metrics import named
 
 ROOT = Path(run.__file__).resolve().parents[1]

@@ -24,7 +24,7 @@ from depthclip_ros.calibrate.recordings import Frame, Moment, in_blocks
 from depthclip_ros.core import CalibrationError, CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.core.projection import upsample
+from depthclip_ros.core.readout import upsample
 
 SIZE = 96, 128
 CONFIG = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0,

@@ -47,10 +47,10 @@ from ros_harness import (
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError, ImageError
-from depthclip_ros.messages.config import NodeConfig
-from depthclip_ros.messages.frame import CameraContext
+from depthclip_ros.messages.camera_context import CameraContext
 from depthclip_ros.messages.image_io import to_rgb
-from depthclip_ros.messages.types import COMPRESSED_IMAGE, IMAGE, deserialize, parse
+from depthclip_ros.messages.message_types import COMPRESSED_IMAGE, IMAGE, deserialize, parse
+from depthclip_ros.messages.node_config import NodeConfig
 
 MESSAGES = int(os.environ.get('CAMPAIGN_MESSAGES', '0'))
 SEED = int(os.environ.get('CAMPAIGN_SEED', '0'))

@@ -19,9 +19,9 @@ from untrained import tiny_untrained
 from depthclip_ros import __version__
 from depthclip_ros.cli import doctor
 from depthclip_ros.cli.main import main
-from depthclip_ros.color import UNTRAINED
 from depthclip_ros.core import DepthConfig, DepthEstimator, WeightsError, weights
 from depthclip_ros.core.files import numbered_folder
+from depthclip_ros.drawing.color import UNTRAINED
 from depthclip_ros.resources import config_path
 from offline_eval.cli import main as evaluation
 

@@ -16,10 +16,10 @@ from drives import camera_of_width, drive, write_drive, write_folder
 from test_recordings import RGBD
 
 from depthclip_ros.cli.main import main
-from depthclip_ros.color import BACKGROUND, GAP
 from depthclip_ros.core import CameraImage, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
-from depthclip_ros.messages.config import read_config
+from depthclip_ros.drawing.color import BACKGROUND, GAP
+from depthclip_ros.messages.node_config import read_config
 
 
 @pytest.fixture(scope='module')
@@ -192,7 +192,7 @@ def test_a_calibration_is_not_begun_from_another(calibrated, folder, tmp_path, c
 def test_the_training_split_of_a_data_set(tmp_path, capsys):
     """NYU's labelled file: its 654 test images are never calibrated on."""
     pytest.importorskip('h5py')
-    from depthclip_ros.sim.formats import make_samples, write_labeled_mat, write_splits
+    from depthclip_ros.sim.datasets import make_samples, write_labeled_mat, write_splits
     file = tmp_path / 'nyu_depth_v2_labeled.mat'
     write_labeled_mat(file, make_samples(20, seed=40))
     write_splits(tmp_path / 'splits.mat', 20)

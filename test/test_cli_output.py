@@ -13,7 +13,7 @@ from eval_results import write_world
 
 from depthclip_ros import progress as progress_lines
 from depthclip_ros.progress import progress
-from depthclip_ros.sim.formats import make_samples
+from depthclip_ros.sim.datasets import make_samples
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {'depthclip': 'depthclip_ros.cli.main', 'offline_eval': 'offline_eval'}

@@ -19,7 +19,7 @@ from depthclip_ros.cli import main as cli
 from depthclip_ros.core.files import numbered_folder
 from depthclip_ros.evaluation.bootstrap import MIN_GROUPS
 from depthclip_ros.sim import KINDS
-from depthclip_ros.sim.formats import make_samples, split
+from depthclip_ros.sim.datasets import make_samples, split
 from offline_eval import cli as evaluation
 from offline_eval.report import __main__ as report
 

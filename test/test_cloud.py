@@ -8,8 +8,8 @@ import struct
 import numpy as np
 import pytest
 
+from depthclip_ros.messages.message_types import make
 from depthclip_ros.messages.outputs import cloud_message, patch_colors
-from depthclip_ros.messages.types import make
 
 msgs = pytest.importorskip('sensor_msgs.msg', reason='sensor_msgs is not installed')
 Header = pytest.importorskip('std_msgs.msg').Header

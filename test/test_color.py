@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from depthclip_ros import color
 from depthclip_ros.arguments import COLORMAPS
 from depthclip_ros.cli.main import main
+from depthclip_ros.drawing import color
 
 SCALE = color.Scale(1.0, 3.0)
 NEAR, FAR = color.colorize(np.array([[1.0, 3.0]], np.float32), SCALE)[0]

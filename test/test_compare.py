@@ -16,10 +16,10 @@ from depthclip_ros.cli.main import main
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.evaluation.bootstrap import MIN_GROUPS
 from depthclip_ros.evaluation.metrics import METRICS, metrics_of, score
-from depthclip_ros.evaluation.recorded import Scores, pool
-from depthclip_ros.messages.config import with_demo_settings
+from depthclip_ros.evaluation.recording_scores import Scores, pool
+from depthclip_ros.messages.node_config import with_demo_settings
 from depthclip_ros.sim.camera import SimCamera
-from depthclip_ros.sim.formats import NANOSECONDS
+from depthclip_ros.sim.datasets import NANOSECONDS
 
 SAID = '/depth/image'
 

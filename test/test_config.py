@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from depthclip_ros.core import ConfigError, DepthConfig
 from depthclip_ros.core.parameter_file import read_parameters, to_yaml
-from depthclip_ros.messages.config import (
+from depthclip_ros.messages.node_config import (
     NodeConfig,
     read_config,
     read_values,

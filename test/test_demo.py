@@ -24,11 +24,11 @@ from std_msgs.msg import Header
 
 from depthclip_ros.cli import demo as demo_command
 from depthclip_ros.cli import main as cli
-from depthclip_ros.cli.recorder import Album, Frame
-from depthclip_ros.color import UNTRAINED
+from depthclip_ros.cli.demo_recorder import Album, Frame
+from depthclip_ros.drawing.color import UNTRAINED
 from depthclip_ros.messages.image_io import image_fields
+from depthclip_ros.messages.message_types import make
 from depthclip_ros.messages.outputs import cloud_message
-from depthclip_ros.messages.types import make
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = """

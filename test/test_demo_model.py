@@ -21,8 +21,8 @@ import train_demo  # noqa: E402
 
 from benchmarks import rooms  # noqa: E402
 from depthclip_ros.core import DepthEstimator  # noqa: E402
-from depthclip_ros.core.clip_package import import_clip  # noqa: E402
-from depthclip_ros.messages.config import read_config  # noqa: E402
+from depthclip_ros.core.openai_clip import import_clip  # noqa: E402
+from depthclip_ros.messages.node_config import read_config  # noqa: E402
 
 WEIGHTS = ROOT / 'depthclip_ros' / 'models' / 'demo.pt'
 FIRST_SEED = 5000  # rooms that neither training nor the committed evaluation saw

@@ -24,11 +24,11 @@ from drives import BODY_TO_OPTICAL, LIDAR_AT, BagWriter, camera_of_width, drive,
 
 from depthclip_ros.cli import main as cli
 from depthclip_ros.core import DepthConfig, DepthEstimator
-from depthclip_ros.core.clip_package import import_clip
-from depthclip_ros.core.words import text_encoder
-from depthclip_ros.messages.config import NodeConfig, read_config
+from depthclip_ros.core.openai_clip import import_clip
+from depthclip_ros.core.text_features import text_encoder
+from depthclip_ros.messages.node_config import NodeConfig, read_config
 from depthclip_ros.sim import SimCamera
-from depthclip_ros.sim.formats import NANOSECONDS, START
+from depthclip_ros.sim.datasets import NANOSECONDS, START
 from depthclip_ros.sources import bag_player, image_source
 from offline_eval import cli as evaluation
 

@@ -29,7 +29,7 @@ from depthclip_ros.evaluation.datasets.nyu import (
 )
 from depthclip_ros.evaluation.datasets.nyu import LIST as NYU_LIST
 from depthclip_ros.evaluation.errors import DatasetError
-from depthclip_ros.sim.formats import make_samples, split, write_splits
+from depthclip_ros.sim.datasets import make_samples, split, write_splits
 from depthclip_ros.sources.depth_maps import read_depth_map
 
 COUNT = 12

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from depthclip_ros.core.projection import upsample
+from depthclip_ros.core.readout import upsample
 from depthclip_ros.evaluation import metrics
 from depthclip_ros.evaluation.datasets import Pair
 from depthclip_ros.evaluation.datasets.base import read_depth, read_rgb

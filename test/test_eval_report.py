@@ -15,13 +15,13 @@ import pytest
 from eval_results import HOSTILE, make_results, make_sample
 from msgspec import structs
 
-from depthclip_ros import document, figures
 from depthclip_ros.core import DepthConfig
-from depthclip_ros.document import Heading, Quiet, Strong, Table, Text
 from depthclip_ros.evaluation.bootstrap import Interval
 from depthclip_ros.evaluation.datasets.base import KITTI, NYU, RENDERED
 from depthclip_ros.evaluation.errors import ResultsError
 from depthclip_ros.evaluation.metrics import PAPER_METRICS, heading, number
+from depthclip_ros.report import document, figures
+from depthclip_ros.report.document import Heading, Quiet, Strong, Table, Text
 from offline_eval import cli, report
 from offline_eval.published import PAPER_ROWS
 from offline_eval.report import __main__ as command

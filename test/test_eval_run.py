@@ -28,12 +28,12 @@ from depthclip_ros.evaluation import metrics
 from depthclip_ros.evaluation.datasets.nyu import FOCAL as NYU_FOCAL
 from depthclip_ros.evaluation.metrics import METRICS, metrics_of
 from depthclip_ros.evaluation.protocol import PROTOCOLS
-from depthclip_ros.messages.config import read_config
+from depthclip_ros.messages.node_config import read_config
 from depthclip_ros.resources import config_path
-from depthclip_ros.sim.formats import make_samples, split
+from depthclip_ros.sim.datasets import make_samples, split
 from offline_eval import cli, evaluate
-from offline_eval.contenders import FOCAL
 from offline_eval.evaluate import config_for_protocol
+from offline_eval.predictors import FOCAL
 from offline_eval.published import BIN_PARTITIONS, METHOD, PAPER_ROWS, PROMPTS
 from offline_eval.records import HEADER, RECORDS, layout, load_records, save_record
 from offline_eval.results import load

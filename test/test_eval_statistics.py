@@ -12,8 +12,8 @@ import torch
 from scipy.special import ndtri
 
 from depthclip_ros.core import DepthConfig
+from depthclip_ros.core.text_features import are_alike
 from depthclip_ros.core.weights import RELEASES, WeightsInfo
-from depthclip_ros.core.words import are_alike
 from depthclip_ros.evaluation.bootstrap import (
     MIN_GROUPS,
     Interval,
@@ -28,17 +28,17 @@ from depthclip_ros.evaluation.metrics import METRICS, SUMS, Multiples, average, 
 from depthclip_ros.evaluation.protocol import PROTOCOLS
 from depthclip_ros.resources import config_path
 from offline_eval import scoring
-from offline_eval.contenders import (
+from offline_eval.evaluate import config_for_protocol
+from offline_eval.predictors import (
     WordDepth,
     baselines,
     method_and_variants,
     training_mean,
     without_failed_controls,
 )
-from offline_eval.evaluate import config_for_protocol
-from offline_eval.gate import GATE_LIMITS, judge
 from offline_eval.published import METHOD, PAPER_CONFIG, PAPER_METHOD
 from offline_eval.records import constants, layout
+from offline_eval.reproduction import GATE_LIMITS, judge
 from offline_eval.results import ALL, ProtocolInfo, Row
 from offline_eval.scoring import partners
 from offline_eval.statistics import RunStatistics, rows, verdict

@@ -17,9 +17,9 @@ from ros_harness import ROOT, camera_info, image, node_here, values_of
 from std_msgs.msg import Header
 
 from depthclip_ros.core.anchor import State
-from depthclip_ros.messages import types as messages
+from depthclip_ros.messages import message_types as messages
 from depthclip_ros.messages.anchors import Anchor, Sensors
-from depthclip_ros.messages.config import NodeConfig
+from depthclip_ros.messages.node_config import NodeConfig
 from depthclip_ros.node import camera as camera_module
 from depthclip_ros.node import findings as findings_module
 from depthclip_ros.node import health as health_module

@@ -257,11 +257,11 @@ def test_a_broken_video_and_an_absent_webcam_are_errors(tmp_path):
 
 
 def test_the_built_in_rooms_are_the_same_every_time_and_named(monkeypatch):
-    from depthclip_ros.sim import KINDS, SimCamera, world
-    monkeypatch.setattr(world, 'TOUR_FRAMES', 2)
+    from depthclip_ros.sim import KINDS, SimCamera, views
+    monkeypatch.setattr(views, 'TOUR_FRAMES', 2)
     rooms = []
     camera = SimCamera().scaled(80, 60)
-    frames, again = (world.tour(camera, say) for say in (rooms.append, lambda _: None))
+    frames, again = (views.tour(camera, say) for say in (rooms.append, lambda _: None))
     seen = [next(frames) for _ in range(2 * len(KINDS) + 1)]
     assert seen[0].shape == (60, 80, 3)
     assert all((next(again) == rgb).all() for rgb in seen)
@@ -271,7 +271,7 @@ def test_the_built_in_rooms_are_the_same_every_time_and_named(monkeypatch):
 
 def test_without_a_source_the_pictures_are_rendered_rooms_with_a_true_camera_info():
     from depthclip_ros.core.camera import CameraModel
-    from depthclip_ros.sim.world import SimConfig
+    from depthclip_ros.sim.views import SimConfig
     with publishing('--rate', 1000, '--wait') as (listener, process):
         listener.listen_until(lambda: len(listener.images) >= 12)
         process.send_signal(signal.SIGTERM)  # in the midst of rendering, since it never waits

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from depthclip_ros import launching, resources
+from depthclip_ros import resources
 from depthclip_ros.core.errors import BagError, ConfigError, DepthClipError
+from depthclip_ros.launch_support import launching
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
@@ -225,7 +226,7 @@ def test_nothing_of_pip_is_needed(bag):
     code = ('import sys\n'
             'for name in ("torch", "numpy", "cv2", "clip", "rosbags", "rclpy"):\n'
             '    sys.modules[name] = None\n'
-            'from depthclip_ros.launching import plan_launch\n'
+            'from depthclip_ros.launch_support.launching import plan_launch\n'
             f'print(plan_launch({({**ARGUMENTS, "bag": path})!r}, "/").topics)')
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False,
                           capture_output=True, text=True)

@@ -20,8 +20,8 @@ from std_msgs.msg import Header
 
 from depthclip_ros.bags import messages as of_bags
 from depthclip_ros.core.errors import CameraInfoError
-from depthclip_ros.messages import types as messages
-from depthclip_ros.messages.types import CAMERA_INFO, IMAGE, parse, stamp_of
+from depthclip_ros.messages import message_types as messages
+from depthclip_ros.messages.message_types import CAMERA_INFO, IMAGE, parse, stamp_of
 
 HEADER = Header(stamp=Time(sec=-7, nanosec=999_999_999), frame_id='größe/optical')
 

@@ -30,14 +30,14 @@ from ros_harness import (
 from sensor_msgs.msg import CompressedImage, Image, LaserScan, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from depthclip_ros.core import CameraImage, steps
+from depthclip_ros.core import CameraImage, depth_steps
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import ConfigError, DataError, RangeError
-from depthclip_ros.messages import types as messages
+from depthclip_ros.messages import message_types as messages
 from depthclip_ros.messages.anchors import Anchor, Sensors
-from depthclip_ros.messages.config import NodeConfig
-from depthclip_ros.messages.frame import CameraContext, Frame, predict
+from depthclip_ros.messages.camera_context import CameraContext, Frame, predict
+from depthclip_ros.messages.node_config import NodeConfig
 from depthclip_ros.sim import RenderOptions, Scene, SimCamera, render, trajectory
 
 WIDTH, HEIGHT = 320, 240
@@ -226,7 +226,7 @@ def test_what_is_tried_again_counts_its_points_once(kind, estimator, monkeypatch
             frame = Frame(context, header(at), np.zeros((HEIGHT, WIDTH, 3), np.uint8), MODEL)
             for _ in range(failures):
                 with monkeypatch.context() as patch:
-                    patch.setattr(steps, 'upsample', lambda *_: 1 / 0)
+                    patch.setattr(depth_steps, 'upsample', lambda *_: 1 / 0)
                     with pytest.raises(ZeroDivisionError):
                         predict(estimator, [frame])
             predict(estimator, [frame])

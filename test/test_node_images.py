@@ -32,8 +32,8 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.camera import CameraModel
+from depthclip_ros.drawing.overlay import draw
 from depthclip_ros.messages.image_io import to_rgb
-from depthclip_ros.overlay import draw
 
 HEIGHT, WIDTH = 120, 200
 RGB = synthetic_rgb(5, HEIGHT, WIDTH)

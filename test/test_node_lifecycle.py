@@ -23,7 +23,7 @@ from depthclip_ros.messages.outputs import OUTPUTS
 from depthclip_ros.node import depth_node
 from depthclip_ros.node.camera import Camera
 from depthclip_ros.node.depth_node import DepthNode
-from depthclip_ros.node.pipeline import DeviceLostError
+from depthclip_ros.node.worker import DeviceLostError
 
 TRIPS = 6
 SUCCESS = TransitionCallbackReturn.SUCCESS

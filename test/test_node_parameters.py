@@ -38,7 +38,7 @@ from ros_harness import (
 )
 
 from depthclip_ros.core import CameraImage, DepthConfig
-from depthclip_ros.messages.config import NodeConfig
+from depthclip_ros.messages.node_config import NodeConfig
 
 RGB = synthetic_rgb(7, 90, 120)
 SETTINGS = {s.name: s for c in (DepthConfig, NodeConfig) for s in dataclasses.fields(c)}

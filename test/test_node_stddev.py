@@ -26,7 +26,6 @@ from ros_harness import (
 )
 from std_msgs.msg import Header
 
-from depthclip_ros.color import UNKNOWN
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import (
     BOUND,
@@ -36,6 +35,7 @@ from depthclip_ros.core.calibration import (
     no_kernel,
 )
 from depthclip_ros.core.camera import CameraModel
+from depthclip_ros.drawing.color import UNKNOWN
 
 HEIGHT, WIDTH = 120, 200
 RGB = synthetic_rgb(5, HEIGHT, WIDTH)

@@ -23,9 +23,9 @@ from rclpy.serialization import serialize_message
 from ros_harness import PATIENCE, ROOT, camera_info, image, node_here
 from std_msgs.msg import Header
 
-from depthclip_ros.messages import types as messages
-from depthclip_ros.messages.config import NodeConfig
-from depthclip_ros.messages.frame import CameraContext
+from depthclip_ros.messages import message_types as messages
+from depthclip_ros.messages.camera_context import CameraContext
+from depthclip_ros.messages.node_config import NodeConfig
 from depthclip_ros.messages.outputs import OUTPUTS
 from depthclip_ros.node import camera as camera_module
 from depthclip_ros.node.camera import (
@@ -35,7 +35,7 @@ from depthclip_ros.node.camera import (
     ThrottledLog,
     account_summary,
 )
-from depthclip_ros.node.pipeline import DeviceLostError, Pipeline
+from depthclip_ros.node.worker import DeviceLostError, Pipeline
 
 RGB = synthetic_rgb(3, 60, 80)
 MARK = 7  # of all pixels of an image that the model fails on

@@ -21,11 +21,11 @@ from depthclip_ros.core import (  # noqa: E402
     DepthEstimator,
     WeightsError,
     engine,
-    words,
+    text_features,
 )
 from depthclip_ros.core.backbone import build_attention_pool, build_image_encoder  # noqa: E402
+from depthclip_ros.core.text_features import Phrases, encode  # noqa: E402
 from depthclip_ros.core.weights import WeightsInfo, load  # noqa: E402
-from depthclip_ros.core.words import Phrases, encode  # noqa: E402
 
 # Real architectures with fewer layers, so that a test takes a second: what the text tower and the
 # end of the vision tower do is theirs. Names without 'SigLIP', whose tokenizer is on the network.
@@ -373,7 +373,7 @@ def test_features_are_cached_under_the_tokenizer_that_made_them(short, tmp_path,
         return build(short, folder=tmp_path).text_cache_hit
     assert (hit(), hit()) == (False, True)
     with monkeypatch.context() as other:  # another vocabulary of OpenAI's changes nothing
-        other.setattr(words, 'tokenizer_digest', lambda: 'other')
+        other.setattr(text_features, 'tokenizer_digest', lambda: 'other')
         assert hit()
     with monkeypatch.context() as other:
         other.setattr(open_clip, '__version__', '99')

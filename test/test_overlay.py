@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from depthclip_ros.color import bins_scale, colorize
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.errors import ImageError
 from depthclip_ros.core.prediction import DepthPrediction
-from depthclip_ros.core.words import Scene
-from depthclip_ros.overlay import answer_words, depth_words, draw, photo_size, scene_words
+from depthclip_ros.core.text_features import Scene
+from depthclip_ros.drawing.color import bins_scale, colorize
+from depthclip_ros.drawing.overlay import answer_words, depth_words, draw, photo_size, scene_words
 
 CONFIG = DepthConfig(tokens=('near', 'middle', 'far'), bins=(1.0, 2.0, 4.0))
 COLORS = colorize(np.array([CONFIG.bins]), bins_scale(CONFIG.depth_span))[0]

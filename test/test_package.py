@@ -236,7 +236,7 @@ def test_a_release_runs_and_has_every_file_in_its_place(installed, setup_py):
                  f'ament_index/resource_index/packages/{PACKAGE}'):
         assert (share / file).is_file()
     code = next(environment.glob(f'lib/python*/site-packages/{PACKAGE}'))
-    assert all((code / file).exists() for file in ('py.typed', 'models', 'templates'))
+    assert all((code / file).exists() for file in ('py.typed', 'models', 'report/templates'))
 
 
 def test_a_workspace_is_built_by_colcon_and_runs(tmp_path, setup_py):

@@ -26,7 +26,7 @@ from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.messages.image_io import to_rgb
 from depthclip_ros.sim import RenderOptions, Scene, camera_pose, render, trajectory
-from depthclip_ros.sim.world import SimConfig, View
+from depthclip_ros.sim.views import SimConfig, View
 from depthclip_ros.sources.sim_camera import SimCameraNode, transform
 
 SECOND = 1_000_000_000

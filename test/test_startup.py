@@ -36,8 +36,8 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
 from depthclip_ros.core import CameraImage
 from depthclip_ros.messages import types as messages
-from depthclip_ros.messages.config import NodeConfig
-from depthclip_ros.messages.frame import CameraContext
+from depthclip_ros.messages.node_config import NodeConfig
+from depthclip_ros.messages.camera_context import CameraContext
 from depthclip_ros.messages.image_io import to_rgb
 rgb = to_rgb(Image(height=64, width=64, step=192, encoding='rgb8', data=bytes(64 * 192)), 1 << 20)
 context = CameraContext(messages.deserialize, NodeConfig())

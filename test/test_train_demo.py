@@ -17,7 +17,7 @@ import demo_sentences as language  # noqa: E402
 import train_demo  # noqa: E402
 
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
-from depthclip_ros.core.clip_package import import_clip  # noqa: E402
+from depthclip_ros.core.openai_clip import import_clip  # noqa: E402
 
 
 @pytest.mark.nightly

@@ -13,16 +13,16 @@ from calibrations import calibration_for
 from drives import IMAGE_TOPIC, INFO_TOPIC, START, BagWriter
 from untrained import tiny_untrained
 
-from depthclip_ros import overlay
 from depthclip_ros.cli.main import main
-from depthclip_ros.color import UNTRAINED, WARNING_HEIGHT
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.core.words import Scene as SeenScene
-from depthclip_ros.messages.config import with_demo_settings
+from depthclip_ros.core.text_features import Scene as SeenScene
+from depthclip_ros.drawing import overlay
+from depthclip_ros.drawing.color import UNTRAINED, WARNING_HEIGHT
+from depthclip_ros.messages.node_config import with_demo_settings
 from depthclip_ros.sim import SimCamera
-from depthclip_ros.sim.formats import NANOSECONDS
+from depthclip_ros.sim.datasets import NANOSECONDS
 
 CAMERA = SimCamera(160, 120, 260.0, 260.0, 79.5, 59.5)  # twice as long as NYU's
 # Of what is shown with two decimals: the commands may compute with another number of threads than

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from test_launching import make_plan
 
+from depthclip_ros.launch_support.rviz import rviz_file
 from depthclip_ros.messages.outputs import OUTPUTS
-from depthclip_ros.rviz import rviz_file
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = {'depth': [''], 'cameras': ['front/', 'rear/']}

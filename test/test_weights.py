@@ -22,8 +22,8 @@ import torch
 from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator, WeightsError
 from depthclip_ros.core import weights as weights_module
 from depthclip_ros.core.errors import quoted
+from depthclip_ros.core.file_formats import kind_of
 from depthclip_ros.core.files import atomic, open_regular, user_path
-from depthclip_ros.core.formats import kind_of
 from depthclip_ros.core.weights import (
     RELEASES,
     architecture,

@@ -11,7 +11,7 @@ from depthclip_ros.cli.main import main
 from depthclip_ros.cli.words import _configs
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.errors import ConfigError
-from depthclip_ros.figures import sample_of
+from depthclip_ros.report.figures import sample_of
 
 NEAR_TO_FAR = 'very close, close, far, very far'
 

@@ -27,9 +27,9 @@ import demo_sentences as language  # noqa: E402
 
 from benchmarks import rooms  # noqa: E402
 from depthclip_ros.core import DepthConfig, DepthEstimator  # noqa: E402
-from depthclip_ros.core.clip_package import import_clip  # noqa: E402
+from depthclip_ros.core.openai_clip import import_clip  # noqa: E402
 from depthclip_ros.core.preprocess import NORMALIZATIONS  # noqa: E402
-from depthclip_ros.core.projection import read_out, upsample  # noqa: E402
+from depthclip_ros.core.readout import read_out, upsample  # noqa: E402
 from depthclip_ros.core.weights import read_file  # noqa: E402
 from depthclip_ros.evaluation.metrics import (  # noqa: E402
     Float32,

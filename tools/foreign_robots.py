@@ -42,7 +42,7 @@ from depthclip_ros.core.anchor import Adjustment, Points, ScaleFilter  # noqa: E
 from depthclip_ros.core.camera import CameraModel  # noqa: E402
 from depthclip_ros.core.prediction import DepthPrediction  # noqa: E402
 from depthclip_ros.evaluation.metrics import Float32, named  # noqa: E402
-from depthclip_ros.messages.config import read_config  # noqa: E402
+from depthclip_ros.messages.node_config import read_config  # noqa: E402
 
 Results = Mapping[str, Any]
 

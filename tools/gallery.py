@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator  # noqa: E402
 from depthclip_ros.core.camera import CameraModel  # noqa: E402
-from depthclip_ros.overlay import draw  # noqa: E402
+from depthclip_ros.drawing.overlay import draw  # noqa: E402
 from depthclip_ros.sim import Scene, SimCamera, render, trajectory  # noqa: E402
 
 DPI = 80
@@ -115,9 +115,9 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     """The published cloud, seen from the side and above, over the room's true surfaces."""
     from std_msgs.msg import Header
 
-    from depthclip_ros.cli.recorder import cloud_points
+    from depthclip_ros.cli.demo_recorder import cloud_points
+    from depthclip_ros.messages.message_types import make
     from depthclip_ros.messages.outputs import cloud_message
-    from depthclip_ros.messages.types import make
     model = CameraModel.pinhole(camera.width, camera.height, camera.fx)
     prediction = estimator.predict(CameraImage(frame.rgb, model))
     depth = prediction.patch_depth

@@ -31,16 +31,16 @@ sys.path.insert(0, str(ROOT))
 
 from depthclip_ros import core, sim  # noqa: E402
 from depthclip_ros.cli import main as cli  # noqa: E402
-from depthclip_ros.core import projection  # noqa: E402
+from depthclip_ros.core import readout  # noqa: E402
 from depthclip_ros.core.camera import CameraModel  # noqa: E402
 from depthclip_ros.core.config import DepthConfig  # noqa: E402
-from depthclip_ros.launching import MEANINGS, LaunchConfig  # noqa: E402
+from depthclip_ros.launch_support.launching import MEANINGS, LaunchConfig  # noqa: E402
 from depthclip_ros.messages.anchors import SENSORS  # noqa: E402
-from depthclip_ros.messages.config import NodeConfig  # noqa: E402
+from depthclip_ros.messages.message_types import INPUTS  # noqa: E402
+from depthclip_ros.messages.node_config import NodeConfig  # noqa: E402
 from depthclip_ros.messages.outputs import OUTPUTS  # noqa: E402
-from depthclip_ros.messages.types import INPUTS  # noqa: E402
 from depthclip_ros.node import health  # noqa: E402
-from depthclip_ros.sim.world import SimConfig  # noqa: E402
+from depthclip_ros.sim.views import SimConfig  # noqa: E402
 from depthclip_ros.sources import bag_player, image_source  # noqa: E402
 from offline_eval import cli as evaluation  # noqa: E402
 
@@ -194,8 +194,8 @@ def python_page() -> str:
                        estimator.quantize, core.DepthPrediction, core.DepthConfig,
                        core.DepthConfig.from_yaml, CameraModel, CameraModel.pinhole]),
             ('Functions of the projection', [
-                thing for name, thing in vars(projection).items() if name[0] != '_'
-                and getattr(thing, '__module__', '') == projection.__name__]),
+                thing for name, thing in vars(readout).items() if name[0] != '_'
+                and getattr(thing, '__module__', '') == readout.__name__]),
             ('Rendered rooms', [sim.Scene, sim.SimCamera, sim.render, sim.trajectory]),
             ('Errors', [getattr(core, name) for name in core.__all__ if name.endswith('Error')])):
         parts += [f'## {title}\n', *map(_entry, things)]

@@ -35,7 +35,7 @@ ALL = ['-m', '', '--cov=depthclip_ros', '--cov=offline_eval']
 # Where another ROS is likely to show, without what takes long and tells little more.
 KILTED = [*(f'test/test_{name}.py' for name in (
     'bag_player', 'node_anchors', 'node_cameras', 'node_exit', 'node_health', 'node_images',
-    'node_inputs', 'node_lifecycle', 'node_parameters', 'node_start')),
+    'node_subscriptions', 'node_lifecycle', 'node_parameters', 'node_start')),
     '-k', ('not (begins_when or clock_follows or corruption or demo_weights or diagnostics_go_on '
            'or left_behind or lost_device or second_signal or stuck or topics_and_names '
            'or unwritable or untrained or what_others_write)')]

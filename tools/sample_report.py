@@ -22,7 +22,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from depthclip_ros.sim.formats import make_samples, write_labeled_mat, write_splits  # noqa: E402
+from depthclip_ros.sim.datasets import make_samples, write_labeled_mat, write_splits  # noqa: E402
 from offline_eval import cli  # noqa: E402
 
 COUNT, SEED = 80, 30000  # 40 of them are tested on, two in each of 20 rooms

@@ -36,8 +36,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import demo_sentences as language  # noqa: E402
 
-from depthclip_ros.core.clip_package import import_clip  # noqa: E402
 from depthclip_ros.core.files import atomic  # noqa: E402
+from depthclip_ros.core.openai_clip import import_clip  # noqa: E402
 from depthclip_ros.sim import (  # noqa: E402
     KINDS,
     RenderOptions,

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from depthclip_ros.evaluation.datasets.nyu import extract
 from depthclip_ros.sim import KINDS, Scene
-from depthclip_ros.sim.formats import make_samples, write_bag, write_labeled_mat, write_splits
+from depthclip_ros.sim.datasets import make_samples, write_bag, write_labeled_mat, write_splits
 
 
 def main() -> None:

@@ -16,14 +16,14 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..color import png
 from ..core.errors import BagError, DataError, first_of
 from ..core.files import user_path
+from ..drawing.color import png
 from ..messages.anchors import TF, TF_STATIC, Sensors, needs_transforms, unusual_scale
+from ..messages.camera_context import CameraContext, predict
 from ..messages.depth import depth_values
-from ..messages.frame import CameraContext, predict
+from ..messages.message_types import COMPRESSED_IMAGE, cause_of
 from ..messages.outputs import OUTPUT_DEPTH, OUTPUTS
-from ..messages.types import COMPRESSED_IMAGE, cause_of
 from ..sources.bag import (
     NANOSECONDS,
     TOPICS_KEY,
@@ -33,8 +33,8 @@ from ..sources.bag import (
     language_depth_topics,
 )
 from ..sources.metadata import latched_history
+from .conversion_options import COMPRESSED_DEPTH, Options, Report, anchor_topic, cameras_of
 from .messages import create_message, deserialize, output_channel, serialize
-from .options import COMPRESSED_DEPTH, Options, Report, anchor_topic, cameras_of
 from .writer import BagWriter
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
-    from ..messages.frame import Answer, Frame
+    from ..messages.camera_context import Answer, Frame
     from ..sources.metadata import Channel
     from ..sources.storage import Message
-    from .options import BagCamera
+    from .conversion_options import BagCamera
 
     Progress = Callable[[float, int], None]
 

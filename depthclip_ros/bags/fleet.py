@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..core.errors import BagError, ConfigError, DepthClipError, quoted
 from ..core.estimator import DepthEstimator
 from ..core.files import user_path
-from ..fleet import Cluster, run_tasks
 from ..sources.bag import SUFFIXES, is_bag
 from .convert import convert, is_done
+from .ray_workers import Cluster, run_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from ..core.config import DepthConfig
-    from ..messages.config import NodeConfig
-    from .options import Options, Report
+    from ..messages.node_config import NodeConfig
+    from .conversion_options import Options, Report
 
 MANIFEST = 'manifest.jsonl'
 DONE, SKIPPED, FAILED = 'done', 'skipped', 'failed'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages without ROS, by `rosbags`: the functions of messages/types.py, and `serialize`."""
+"""Messages without ROS, by `rosbags`: those of messages/message_types.py, and `serialize`."""
 
 from __future__ import annotations
 

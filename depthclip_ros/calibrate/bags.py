@@ -17,11 +17,10 @@ import numpy as np
 from ..core.camera import CameraModel, notices_of
 from ..core.errors import DataError, quoted
 from ..core.files import user_path
-from ..core.transforms import TransformTree, frame_name
+from ..core.tf_tree import TransformTree, frame_name
 from ..messages.depth import to_depth
 from ..messages.image_io import to_rgb
-from ..messages.ranges import cloud_points, scan_points
-from ..messages.types import (
+from ..messages.message_types import (
     CAMERA_INFO,
     COMPRESSED_IMAGE,
     IMAGE,
@@ -33,6 +32,7 @@ from ..messages.types import (
     stamp_of,
     topic_name,
 )
+from ..messages.range_sensors import cloud_points, scan_points
 from ..sources.bag import (
     DEPTH,
     NANOSECONDS,

@@ -16,7 +16,7 @@ import numpy as np
 from ..core.calibration import image_digest
 from ..core.camera import CameraModel, notices_of
 from ..core.errors import DataError, ImageError
-from ..core.formats import kind_of
+from ..core.file_formats import kind_of
 from ..messages.depth import measured
 from ..sources import depth_maps
 from ..sources.camera_info import CameraCalibration

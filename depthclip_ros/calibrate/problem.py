@@ -18,7 +18,7 @@ from ..core.camera import focal_ratio
 from ..core.config import Size
 from ..core.errors import CalibrationError
 from ..core.estimator import DepthEstimator
-from ..core.projection import read_out, shares, similarity_logits
+from ..core.readout import read_out, shares, similarity_logits
 from .recordings import Frame
 
 Float32 = NDArray[np.float32]

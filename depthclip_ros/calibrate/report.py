@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ..color import GAP, UNTRAINED, Scale, canvas, color_bar, colorize, median_of, png, put_text
-from ..document import Block, Heading, Picture, Strong, Table, Text
+from ..drawing.color import (
+    GAP,
+    UNTRAINED,
+    Scale,
+    canvas,
+    color_bar,
+    colorize,
+    median_of,
+    png,
+    put_text,
+)
+from ..report.document import Block, Heading, Picture, Strong, Table, Text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ..bags import Options, Report, convert, is_done
+from ..bags.conversion_options import ON_REQUEST, PROJECTED
 from ..bags.fleet import DONE, FAILED, MANIFEST, SKIPPED, convert_all, find_bags
-from ..bags.options import ON_REQUEST, PROJECTED
+from ..bags.ray_workers import cluster_of
 from ..core.errors import ConfigError
 from ..core.files import named_path
-from ..fleet import cluster_of
 from ..node.process import keep_freed_memory
 from ..progress import now_and_then
 from .model import load_estimator, settings, to_stderr
@@ -21,7 +21,7 @@ from .model import load_estimator, settings, to_stderr
 if TYPE_CHECKING:
     import argparse
 
-    from ..messages.config import NodeConfig
+    from ..messages.node_config import NodeConfig
 
 
 def convert_bag(options: argparse.Namespace) -> int:

@@ -17,10 +17,10 @@ from ..calibrate.fit import fit
 from ..calibrate.recordings import Options, RecordingError, in_blocks, spread_evenly
 from ..calibrate.registration import gather
 from ..calibrate.report import contents, draw_examples
-from ..color import depth_scale
+from ..core.camera_image import CameraImage
 from ..core.errors import ConfigError
 from ..core.files import check_new, named_path, output_folder, printable
-from ..core.image import CameraImage
+from ..drawing.color import depth_scale
 from ..sources.camera_info import CameraCalibration
 from .model import (
     check_for_ros,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from ..calibrate.recordings import Frame, Recording
     from ..core.estimator import DepthEstimator
-    from ..messages.config import NodeConfig
+    from ..messages.node_config import NodeConfig
 
 CHECKED_FRAMES = 600  # at most, for the checks
 COMPARED_FRAMES = 20  # at most, whose measured depth is compared with language depth

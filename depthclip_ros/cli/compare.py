@@ -13,14 +13,22 @@ import numpy as np
 from ..calibrate.bags import open_recording, written_depth
 from ..calibrate.recordings import LeftOut, Options, RecordingError, spread_evenly
 from ..calibrate.registration import gather, resample
-from ..color import UNTRAINED
+from ..core.camera_image import CameraImage
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..core.files import check_new, output_folder, printable, user_path
-from ..core.image import CameraImage
-from ..document import Block, Heading, Strong, Table, Text, to_terminal
+from ..drawing.color import UNTRAINED
 from ..evaluation.metrics import METRICS, SYMBOLS
-from ..evaluation.recorded import MAX_DEPTH, DistanceBin, MetricLine, PooledScores, Scores, pool
-from ..figures import (
+from ..evaluation.recording_scores import (
+    MAX_DEPTH,
+    DistanceBin,
+    MetricLine,
+    PooledScores,
+    Scores,
+    pool,
+)
+from ..progress import progress
+from ..report.document import Block, Heading, Strong, Table, Text, to_terminal
+from ..report.figures import (
     PREDICTIONS,
     RESPONSES,
     Sample,
@@ -31,8 +39,7 @@ from ..figures import (
     responses,
     spots_of,
 )
-from ..figures import save as save_figure
-from ..progress import progress
+from ..report.figures import save as save_figure
 from ..sources.bag import is_bag
 from .calibrate import reading
 from .model import load_estimator, print_untrained, save, save_page, settings, to_stderr
@@ -48,7 +55,7 @@ if TYPE_CHECKING:
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
     from ..core.prediction import DepthPrediction
-    from ..messages.config import NodeConfig
+    from ..messages.node_config import NodeConfig
 
     Float32 = NDArray[np.float32]
     Predictions = Iterator[tuple[int, Frame, Float32 | DepthPrediction]]

@@ -25,14 +25,15 @@ from rclpy.qos import ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
 from .. import __version__
-from ..color import UNTRAINED
 from ..core import weights as core_weights
 from ..core.errors import ConfigError, DepthClipError, WeightsError
 from ..core.files import check_new, numbered_folder, output_folder
+from ..drawing.color import UNTRAINED
 from ..resources import config_path, large_images_profile, ros_distribution
 from ..sources.bag import Bag, camera_topics
 from ..sources.bag_player import recorded_qos
 from ..sources.pictures import picture_files, video_file
+from .demo_recorder import INPUT, PATTERNS, SUMMARY, Album, Recorder
 from .model import (
     check_for_ros,
     given_camera,
@@ -42,14 +43,13 @@ from .model import (
     settings,
     to_stderr,
 )
-from .recorder import INPUT, PATTERNS, SUMMARY, Album, Recorder
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
     from ..core.config import DepthConfig
-    from ..messages.config import NodeConfig
+    from ..messages.node_config import NodeConfig
 
 DEFAULT_FRAMES = 50  # of a source without an end
 DEFAULT_RATE = 10.0

@@ -203,7 +203,7 @@ def check_arrays() -> Iterator[Check]:
 def check_clip() -> Iterator[Check]:
     """Check that the package clip is OpenAI's, as others share its name."""
     folder, reason = run_probe(
-        'from depthclip_ros.core.clip_package import import_clip, tokenizer_digest\n'
+        'from depthclip_ros.core.openai_clip import import_clip, tokenizer_digest\n'
         'clip = import_clip(); clip.model, clip.tokenizer, tokenizer_digest()\n'
         'result = str(clip.folder)')
     if not reason:

@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..color import UNTRAINED
 from ..core.camera import notices_of
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError
 from ..core.estimator import DepthEstimator
 from ..core.files import atomic, check_new, printable
 from ..core.parameter_file import to_yaml
-from ..document import Block, to_html, to_markdown
-from ..messages.config import NodeConfig, read_config, read_values, with_demo_settings
+from ..drawing.color import UNTRAINED
+from ..messages.node_config import NodeConfig, read_config, read_values, with_demo_settings
+from ..report.document import Block, to_html, to_markdown
 from ..sources.camera_info import CameraCalibration, calibration_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..calibrate.recordings import spread_evenly
-from ..color import (
+from ..core.camera import stretch_notice
+from ..core.camera_image import CameraImage
+from ..core.errors import ConfigError, DataError, ImageError
+from ..core.files import check_new, output_folder, printable, shortened, user_path
+from ..core.opencv import cv2
+from ..drawing.color import (
     UNTRAINED,
     colorize,
     depth_scale,
@@ -22,14 +27,9 @@ from ..color import (
     write_note,
     write_warning,
 )
-from ..core.camera import stretch_notice
-from ..core.errors import ConfigError, DataError, ImageError
-from ..core.files import check_new, output_folder, printable, shortened, user_path
-from ..core.image import CameraImage
-from ..core.opencv import cv2
 from ..messages.depth import depth_values, measured
 from ..messages.image_io import to_rgb
-from ..messages.types import parse
+from ..messages.message_types import parse
 from ..sources.bag import NANOSECONDS, Bag, CameraTopics, camera_topics, is_bag, read
 from ..sources.pictures import RESULTS, Notes, picture_files, read_picture, read_pixels
 from .model import (

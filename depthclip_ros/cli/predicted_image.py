@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..color import UNTRAINED
-from ..overlay import answer_words, depth_words, draw, scene_words
+from ..drawing.color import UNTRAINED
+from ..drawing.overlay import answer_words, depth_words, draw, scene_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..color import Picture, Scale
     from ..core.camera import CameraModel
     from ..core.estimator import DepthEstimator
     from ..core.prediction import DepthPrediction
-    from ..figures import Place
+    from ..drawing.color import Picture, Scale
+    from ..report.figures import Place
     from .predict import NamedFrame
 
     Point = tuple[float, float]  # x and y in pixels

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core import engine
 from ..core.backbone import build_image_encoder
-from ..core.clip_package import import_clip
+from ..core.openai_clip import import_clip
 from ..core.weights import DEMO, load
 
 _SIZE = (480, 640)

@@ -13,7 +13,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.signals import SignalHandlerOptions
 
-from ..document import Table, to_terminal
+from ..report.document import Table, to_terminal
 
 if TYPE_CHECKING:
     import argparse

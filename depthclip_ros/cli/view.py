@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..color import WARNING_HEIGHT, bins_scale, png
 from ..core.camera import CameraModel, stretch_notice
+from ..core.camera_image import CameraImage
 from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipError, ImageError
 from ..core.files import check_new, output_folder, shortened
-from ..core.image import CameraImage
 from ..core.opencv import cv2
-from ..overlay import depth_words, photo_size
+from ..drawing.color import WARNING_HEIGHT, bins_scale, png
+from ..drawing.overlay import depth_words, photo_size
 from ..sources.pictures import Notes, webcam_frames
 from .model import (
     given_camera,
@@ -122,7 +122,7 @@ def _open_outputs(options: argparse.Namespace, stack: ExitStack) -> list[Show]:
 
 def _picture_writer(path: str, points: Sequence[Point]) -> Show:
     """Make a folder; the returned function writes pictures into it."""
-    from .. import figures
+    from ..report import figures
     folder = output_folder(path)
     check_new(sorted(folder.glob('[0-9][0-9][0-9]*_*.png')))
 

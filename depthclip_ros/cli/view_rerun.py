@@ -13,15 +13,15 @@ import numpy as np
 from ..core.errors import ConfigError, reason
 from ..core.files import check_new, output_folder, user_path
 from ..core.opencv import cv2
-from ..figures import LETTERS, PATCHES, at_quantiles, finite_or_nan
-from ..overlay import depth_words, scene_words
+from ..drawing.overlay import depth_words, scene_words
+from ..report.figures import LETTERS, PATCHES, at_quantiles, finite_or_nan
 from ..sources.camera_info import BUILTIN_HFOV, CameraCalibration
 from .model import has_display
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..figures import Place
+    from ..report.figures import Place
     from .predicted_image import Point, PredictedImage, Show
 
 _JPEG_QUALITY = 90

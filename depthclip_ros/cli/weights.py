@@ -41,7 +41,7 @@ def encode_text(options: argparse.Namespace) -> int:
         DepthClipError: the file is wrong, weights are missing, or the cache cannot be written.
 
     """
-    from ..core.words import cache_path, cached_features, doubts, phrases_of
+    from ..core.text_features import cache_path, cached_features, doubts, phrases_of
     depth, node = settings(options.config, options.weights)
     folder = core_weights.cache_folder(node.cache_dir)
     info, state_dict = core_weights.load(

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import figures
 from ..calibrate.recordings import spread_evenly
-from ..color import UNTRAINED, bins_scale
 from ..core.camera import stretch_notice
 from ..core.errors import ConfigError, quoted
 from ..core.files import check_new, output_folder
+from ..core.text_features import ALIKE, doubts, phrases_of
 from ..core.weights import cache_folder, load
-from ..core.words import ALIKE, doubts, phrases_of
-from ..document import Block, Heading, Strong, Table, Text, to_terminal
+from ..drawing.color import UNTRAINED, bins_scale
+from ..report import figures
+from ..report.document import Block, Heading, Strong, Table, Text, to_terminal
 from ..sources.pictures import Notes
 from .model import load_estimator, print_untrained, save_page, settings, to_stderr
 from .predict import named_frames

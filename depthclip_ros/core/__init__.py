@@ -23,8 +23,8 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .camera_image import CameraImage
     from .estimator import DepthEstimator
-    from .image import CameraImage
     from .prediction import DepthPrediction
 
 __all__ = [

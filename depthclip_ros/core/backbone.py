@@ -22,8 +22,8 @@ from torch.nn.functional import (
     scaled_dot_product_attention,
 )
 
-from .clip_package import fitting_weights, import_clip
 from .errors import ConfigError
+from .openai_clip import fitting_weights, import_clip
 from .resnet import FoldedResNet
 from .state_dict import OpenClipWeights, architecture
 

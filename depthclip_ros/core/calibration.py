@@ -33,9 +33,9 @@ from torch.nn.functional import max_pool2d
 from .camera import CameraModel
 from .config import REMOVED_SETTINGS, DepthConfig, Size
 from .errors import CalibrationError, quoted
+from .file_formats import kind_of
 from .files import atomic, open_regular, user_path
-from .formats import kind_of
-from .projection import float32
+from .readout import float32
 
 FORMAT = 'depthclip_ros calibration 3'
 SUFFIX = '.safetensors'

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of the depth computation, with their defaults, ranges and descriptions.
 
-`depthclip_ros.messages.config` has the node's inputs and outputs. Node and offline tools read
+`depthclip_ros.messages.node_config` has the node's inputs and outputs. Node and offline tools read
 both from one ROS parameter file.
 """
 

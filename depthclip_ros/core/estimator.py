@@ -17,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import engine, files, int8, steps
+from . import depth_steps, engine, files, quantization
 from .backbone import AttentionPool, Maps, build_attention_pool, resnet_weights
 from .calibration import Calibration
+from .camera_image import CameraImage, Rgb
 from .config import DepthConfig, Size
+from .depth_steps import LoadedSettings
 from .engine import (
     compute_on,
     release_freed_memory,
@@ -29,15 +31,13 @@ from .engine import (
     use_threads,
 )
 from .errors import ConfigError, EngineError, ImageError, WeightsError, reason
-from .image import CameraImage, Rgb
 from .model import load_model
 from .prediction import DepthPrediction
-from .projection import float32
+from .readout import float32
 from .resnet import FoldedResNet
 from .state_dict import Log
-from .steps import LoadedSettings
+from .text_features import Phrases, cached_features, doubts, phrases_of
 from .weights import Loaded, cache_folder, load
-from .words import Phrases, cached_features, doubts, phrases_of
 
 TEXT_CACHE_SIZE = 16  # sets of words in memory
 
@@ -312,12 +312,12 @@ class DepthEstimator:
         config, calibration = settings.config, settings.calibration
         with compute_on(self.device):
             maps = self.model.maps([image.rgb for image in batch], flip=config.flip_average)
-            ratios = steps.focal_ratios(config, calibration, batch)
-            language = steps.language_depth(settings, maps, [image.scene for image in batch])
-            depth, adjustments = steps.anchor_depth(
-                steps.correct_depth(language, calibration, batch, ratios), batch,
+            ratios = depth_steps.focal_ratios(config, calibration, batch)
+            language = depth_steps.language_depth(settings, maps, [image.scene for image in batch])
+            depth, adjustments = depth_steps.anchor_depth(
+                depth_steps.correct_depth(language, calibration, batch, ratios), batch,
                 config.upsampling)
-            return steps.make_predictions(
+            return depth_steps.make_predictions(
                 config, language, depth, adjustments, ratios, batch, size)
 
     @torch.inference_mode()
@@ -337,7 +337,7 @@ class DepthEstimator:
 
     def _quantized_path(self, config: DepthConfig) -> Path:
         """Path of the network in 8 bits in the cache."""
-        return int8.cache_path(
+        return quantization.cache_path(
             self._folder, self.weights.digest, config.input_size, config.normalization)
 
     @torch.inference_mode()
@@ -364,5 +364,5 @@ class DepthEstimator:
         network = FoldedResNet(resnet_weights(self._read_tensors()))
         images = [self.model.preprocess([rgb]).cpu() for rgb in pictures]
         with files.atomic(path) as file:
-            file.write(int8.build(network, images))
+            file.write(quantization.build(network, images))
         return path

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import engine, int8
+from . import engine, quantization
 from .backbone import ImageEncoder, Maps, build_image_encoder
+from .camera_image import Rgb
 from .config import DepthConfig, Size
 from .errors import ConfigError
-from .image import Rgb
 from .preprocess import NORMALIZATIONS, Preprocessor
 from .state_dict import Log, OpenClipWeights, architecture
 
@@ -62,7 +62,7 @@ def load_model(
         raise ConfigError('precision: int8 is for ResNets; use float32 or bfloat16.')
     with engine.compute_on(device):
         if quantized is not None:
-            encoder.trunk, engine_name = int8.load(quantized), 'ONNX Runtime'
+            encoder.trunk, engine_name = quantization.load(quantized), 'ONNX Runtime'
             engine.check_finite(engine.try_known_image(
                 encoder, config.input_size, device), dtype, str(quantized))
             log(f'precision: int8, from {quantized}.')

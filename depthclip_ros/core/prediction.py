@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from .anchor import Adjustment
+from .camera_image import Metres
 from .config import DepthConfig, Size
 from .errors import ImageError
-from .image import Metres
-from .projection import float32, upsample
-from .words import Scene, mixed_bins
+from .readout import float32, upsample
+from .text_features import Scene, mixed_bins
 
 NOT_ADJUSTED = Adjustment()
 

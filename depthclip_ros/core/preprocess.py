@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from . import engine
+from .camera_image import Rgb
 from .config import Size
 from .errors import ImageError
-from .image import Rgb
-from .projection import float32
+from .readout import float32
 
 # (mean, standard deviation) of RGB in [0, 1]. The official code uses ImageNet's although CLIP was
 # trained with its own.

@@ -18,8 +18,8 @@ from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from .errors import WeightsError, first_of, quoted, reason
+from .file_formats import FileKind, kind_of
 from .files import open_regular
-from .formats import FileKind, kind_of
 
 if TYPE_CHECKING:
     from torch import Tensor

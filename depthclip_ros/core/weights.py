@@ -219,7 +219,7 @@ def _untrained(backbone: str) -> Loaded:
     """Make random weights of an official architecture, for tests without a download."""
     import torch
 
-    from .clip_package import import_clip
+    from .openai_clip import import_clip
     shape = RELEASES[backbone].architecture
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

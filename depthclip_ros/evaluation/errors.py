@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..core.errors import DepthClipError, first_of
-from ..core.formats import kind_of
+from ..core.file_formats import kind_of
 
 _MAX_ENTRIES = 10_000
 

@@ -29,11 +29,9 @@ from ..core.anchor import (
 from ..core.camera import CameraModel
 from ..core.config import Size
 from ..core.errors import CameraInfoError, RangeError, quoted
-from ..core.transforms import APART, Transform, TransformTree, frame_name, rotation_matrix
-from .config import GROUND, NodeConfig, parse_pose
+from ..core.tf_tree import APART, Transform, TransformTree, frame_name, rotation_matrix
 from .depth import to_depth
-from .ranges import cloud_points, scan_points
-from .types import (
+from .message_types import (
     IMAGE,
     POINT_CLOUD,
     SCAN,
@@ -43,7 +41,9 @@ from .types import (
     parse,
     stamp_of,
 )
-from .types import TF as TF_TYPE
+from .message_types import TF as TF_TYPE
+from .node_config import GROUND, NodeConfig, parse_pose
+from .range_sensors import cloud_points, scan_points
 
 Float64 = NDArray[np.float64]
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import overlay
-from ..color import UNTRAINED, bins_scale, colorize, write_note, write_warning
 from ..core.camera import CameraModel
 from ..core.opencv import cv2
-from .frame import Answer
+from ..drawing import overlay
+from ..drawing.color import UNTRAINED, bins_scale, colorize, write_note, write_warning
+from .camera_context import Answer
 from .image_io import image_fields
-from .types import CAMERA_INFO, IMAGE, POINT_CLOUD, CreateMessage
+from .message_types import CAMERA_INFO, IMAGE, POINT_CLOUD, CreateMessage
 
 Float32 = NDArray[np.float32]
 

@@ -17,12 +17,12 @@ from rclpy.node import Node
 from rclpy.qos import QoSHistoryPolicy, QoSProfile
 
 from ..core.camera import Notice, stretch_notice
-from ..messages import types as messages
+from ..messages import message_types as messages
 from ..messages.anchors import Sensors
-from ..messages.config import NodeConfig
-from ..messages.frame import Answer, CameraContext
+from ..messages.camera_context import Answer, CameraContext
+from ..messages.node_config import NodeConfig
 from ..messages.outputs import OUTPUT_DEPTH, OUTPUTS
-from .inputs import RELIABLE, AdaptiveSubscription, override_options
+from .subscriptions import RELIABLE, AdaptiveSubscription, override_options
 
 WINDOW_SAMPLES = 512  # that a percentile covers
 WINDOW_SECONDS = 5.0  # that a mean covers

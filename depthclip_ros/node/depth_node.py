@@ -35,16 +35,16 @@ from rclpy.signals import SignalHandlerOptions
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..executables import begin
-from ..messages import types as messages
+from ..messages import message_types as messages
 from ..messages.anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
-from ..messages.config import NodeConfig
+from ..messages.node_config import NodeConfig
 from ..messages.outputs import OUTPUTS
 from .camera import Camera, ThrottledLog, account_summary
 from .health import CameraHealth, NodeHealth
-from .inputs import OVERRIDES, AdaptiveSubscription, check_overrides
 from .parameters import Parameters, help_text
-from .pipeline import Pipeline, free_memory
 from .process import StopSignals, check_files, end_process, explain, keep_freed_memory
+from .subscriptions import OVERRIDES, AdaptiveSubscription, check_overrides
+from .worker import Pipeline, free_memory
 
 Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from diagnostic_msgs.msg import DiagnosticStatus
 
-from ..color import UNTRAINED
+from ..drawing.color import UNTRAINED
 from ..messages.anchors import unusual_scale
 from .camera import ThrottledLog, topic_prefix
-from .pipeline import describe
+from .worker import describe
 
 if TYPE_CHECKING:
     from .health import CameraHealth, NodeHealth

@@ -18,15 +18,15 @@ from rclpy.node import Node
 from ..core.config import Settings
 from ..executables import waiting
 from ..messages.anchors import Anchor
-from ..messages.config import NodeConfig
+from ..messages.node_config import NodeConfig
 from .camera import Camera
 from .findings import CAMERA_FINDINGS, NODE_FINDINGS, WARN, Finding
-from .pipeline import Pipeline
 from .process import memory_mb
+from .worker import Pipeline
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ..core.estimator import DepthEstimator
-    from ..core.words import Scene
+    from ..core.text_features import Scene
 
 OK: bytes = DiagnosticStatus.OK
 RATE_SAMPLES = 6  # of the counters, one a second, that a rate covers

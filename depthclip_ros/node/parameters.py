@@ -27,7 +27,7 @@ from rclpy.parameter import Parameter
 
 from ..core.config import DepthConfig, describe
 from ..core.errors import ConfigError, DepthClipError, MismatchError
-from ..messages.config import (
+from ..messages.node_config import (
     ROS_OWN,
     NodeConfig,
     build_configs,
@@ -35,7 +35,7 @@ from ..messages.config import (
     foreign_notice,
     with_demo_settings,
 )
-from .pipeline import Pipeline
+from .worker import Pipeline
 
 READ_ONLY = ('autostart',)  # read once, when the process starts
 MAX_REASON = 500  # characters; a client that sets a megabyte need not get it back

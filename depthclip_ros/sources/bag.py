@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BagError, ConfigError, quoted
 from ..core.files import user_path
-from ..messages.types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, topic_name
+from ..messages.message_types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, topic_name
 from .metadata import METADATA, About, Channel
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from rosgraph_msgs.msg import Clock
 from ..arguments import not_negative, positive
 from ..core.errors import BagError, DepthClipError
 from ..core.files import printable
-from ..messages.types import COMPRESSED_IMAGE, IMAGE, message_class, topic_name
+from ..messages.message_types import COMPRESSED_IMAGE, IMAGE, message_class, topic_name
 from ..node.process import end_process
 from .bag import NANOSECONDS, Bag
 from .metadata import latched_history

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import ImageError, reason
-from ..core.formats import kind_of
+from ..core.file_formats import kind_of
 from ..core.opencv import cv2
 from .pictures import read_pixels
 

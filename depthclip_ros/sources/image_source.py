@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from threading import Event
 
-    from ..color import Picture
+    from ..drawing.color import Picture
 
 # During discovery an image can be lost: it is sent again after this time.
 ANSWER_TIMEOUT = 5.0

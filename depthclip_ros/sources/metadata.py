@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..messages.types import topic_name, type_name
+from ..messages.message_types import topic_name, type_name
 
 METADATA = 'metadata.yaml'
 QOS = 'offered_qos_profiles'

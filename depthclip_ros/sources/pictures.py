@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import ImageError, quoted
+from ..core.file_formats import kind_of
 from ..core.files import open_regular, user_path
-from ..core.formats import kind_of
 from ..core.opencv import cv2
 from ..messages.image_io import TIFF_STARTS, size_of, tiff_directory
 from .camera_info import BUILTIN_HFOV
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..color import Picture
+    from ..drawing.color import Picture
 
 SUFFIXES = frozenset((
     '.avif', '.bmp', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png',
@@ -348,7 +348,7 @@ def builtin_frames(
     """
     import torch  # late: it takes seconds
 
-    from ..sim.world import SimConfig, tour
+    from ..sim.views import SimConfig, tour
     torch.set_num_threads(1)
     for rgb in tour(SimConfig(fov=fov).camera(), announce):
         yield np.ascontiguousarray(rgb[:, :, ::-1])

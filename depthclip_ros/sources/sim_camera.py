@@ -14,7 +14,7 @@ All four have the stamp of the picture: n / rate seconds after the first for pic
 without subscribers renders nothing.
 
 Parameters:
-    Every field of `SimConfig` (`depthclip_ros/sim/world.py`), read at the start.
+    Every field of `SimConfig` (`depthclip_ros/sim/views.py`), read at the start.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from ..messages.config import ROS_OWN, check_camera_names
 from ..messages.depth import depth_values
 from ..messages.image_io import image_fields
-from ..messages.types import TF, message_class
+from ..messages.message_types import TF, message_class
+from ..messages.node_config import ROS_OWN, check_camera_names
 from ..node.parameters import descriptor
 from ..node.process import end_process
-from ..sim.formats import OPTICAL_FRAME, WORLD_FRAME, quaternion
-from ..sim.world import NANOSECONDS, Schedule, SimConfig, View
+from ..sim.datasets import OPTICAL_FRAME, WORLD_FRAME, quaternion
+from ..sim.views import NANOSECONDS, Schedule, SimConfig, View
 from .camera_info import CameraCalibration
 from .image_source import QOS
 from .process import run
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rclpy.publisher import Publisher
 
-    from ..sim.world import Room
+    from ..sim.views import Room
 
 TOPICS: dict[str, Any] = {'image': Image, 'camera_info': CameraInfo, 'depth/ground_truth': Image}
 REPORT_SECONDS = 5.0  # between checks whether rendering keeps up

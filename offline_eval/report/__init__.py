@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from depthclip_ros import document
 from depthclip_ros.core.files import numbered_folder
-from depthclip_ros.document import Block, Heading, Picture, Table, Text
 from depthclip_ros.evaluation.datasets.base import NYU
+from depthclip_ros.report import document
+from depthclip_ros.report.document import Block, Heading, Picture, Table, Text
 from offline_eval import results as results_folder
 from offline_eval.report import charts, tables
 from offline_eval.results import Results, Summary

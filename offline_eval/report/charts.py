@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from depthclip_ros.document import Picture
 from depthclip_ros.evaluation.metrics import PAPER_METRICS, SYMBOLS, heading, unit
-from depthclip_ros.figures import (
+from depthclip_ros.report.document import Picture
+from depthclip_ros.report.figures import (
     PREDICTED,
     PREDICTIONS,
     RESPONSES,

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from depthclip_ros.core.errors import quoted
-from depthclip_ros.document import Quiet, Small, Strong, Table, Text
 from depthclip_ros.evaluation.bootstrap import BEST_CONSTANT, Interval
 from depthclip_ros.evaluation.metrics import (
     HIGHER_IS_BETTER,
@@ -19,7 +18,8 @@ from depthclip_ros.evaluation.metrics import (
     heading,
     number,
 )
-from offline_eval.gate import other_settings
+from depthclip_ros.report.document import Quiet, Small, Strong, Table, Text
+from offline_eval.reproduction import other_settings
 from offline_eval.results import ALL, Comparison, Row, Summary
 
 PUBLISHED = 'Italics: published numbers, not measured in this run.'

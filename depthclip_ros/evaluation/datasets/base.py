@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import ImageError
-from ...core.formats import kind_of
+from ...core.file_formats import kind_of
 from ...sources.depth_maps import read_depth_map
 from ...sources.pictures import SUFFIXES, read_picture
 from ..errors import DatasetError, listing

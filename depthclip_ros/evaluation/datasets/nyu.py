@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.file_formats import kind_of
 from ...core.files import atomic, check_new
-from ...core.formats import kind_of
 from ...progress import progress
 from ...sources.pictures import SUFFIXES
 from ..errors import DatasetError, ResultsError, listing

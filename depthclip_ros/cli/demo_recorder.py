@@ -17,11 +17,11 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
-from ..color import UNTRAINED, VIRIDIS, contact_sheet, depth_scale, png, side_by_side
 from ..core.opencv import cv2
+from ..drawing.color import UNTRAINED, VIRIDIS, contact_sheet, depth_scale, png, side_by_side
 from ..messages.depth import depth_values, measured, to_depth
 from ..messages.image_io import to_rgb
-from ..messages.types import nanoseconds
+from ..messages.message_types import nanoseconds
 from ..sources.pictures import read_picture, read_pixels
 from .model import save
 

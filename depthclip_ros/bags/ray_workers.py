@@ -12,7 +12,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .core.errors import DepthClipError, quoted, reason
+from ..core.errors import DepthClipError, quoted, reason
 
 if TYPE_CHECKING:
     import argparse

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import COLORMAPS
-from .core.files import printable
-from .core.opencv import cv2
+from ..arguments import COLORMAPS
+from ..core.files import printable
+from ..core.opencv import cv2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -10,8 +10,8 @@ import pytest
 
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import ConfigError
-from depthclip_ros.sim import KINDS, RenderOptions, Scene, render, trajectory, world
-from depthclip_ros.sim.world import Schedule, SimConfig, View, room
+from depthclip_ros.sim import KINDS, RenderOptions, Scene, render, trajectory, views
+from depthclip_ros.sim.views import Schedule, SimConfig, View, room
 from depthclip_ros.sources.camera_info import CameraCalibration
 
 SMALL = {'width': 64, 'height': 48}
@@ -149,7 +149,7 @@ def test_a_room_without_a_place_for_the_camera_is_said_and_left_out(monkeypatch)
         if scene.seed < 6:
             raise RuntimeError(f'no free place for a camera in {scene.kind} {scene.seed}')
         return trajectory(scene, seed)
-    monkeypatch.setattr(world, 'trajectory', full)
+    monkeypatch.setattr(views, 'trajectory', full)
     warnings = []
     assert str(room('office', 4, warnings.append)) == 'office, seed 6'
     assert [w.partition(':')[0] for w in warnings] == [

@@ -22,13 +22,13 @@ from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.calibration import Calibration, image_digest
 from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS, DepthConfig
 from depthclip_ros.core.engine import download, one_thread
-from depthclip_ros.core.projection import mean_of_passes
-from depthclip_ros.core.words import are_alike
+from depthclip_ros.core.readout import mean_of_passes
+from depthclip_ros.core.text_features import are_alike
 from depthclip_ros.evaluation.errors import EvaluationError
 from depthclip_ros.evaluation.metrics import MIN_DEPTH, Sums, random_pixels
 from depthclip_ros.progress import progress
 
-from .images import EvaluatedImage, TextFeatures
+from .evaluated_image import EvaluatedImage, TextFeatures
 from .published import BIN_PARTITIONS, METHOD, PROMPTS
 
 if TYPE_CHECKING:

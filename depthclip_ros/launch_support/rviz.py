@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from .resources import share_dir
+from ..resources import share_dir
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

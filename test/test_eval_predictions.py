@@ -28,9 +28,9 @@ from depthclip_ros.evaluation.datasets.kitti import LIST as KITTI_LIST
 from depthclip_ros.evaluation.errors import PredictionError
 from depthclip_ros.evaluation.metrics import METRICS, PAPER_METRICS
 from depthclip_ros.evaluation.protocol import PROTOCOLS
-from depthclip_ros.messages.config import read_config
-from depthclip_ros.sim.formats import make_samples, split
-from offline_eval import cli, export, predictions
+from depthclip_ros.messages.node_config import read_config
+from depthclip_ros.sim.datasets import make_samples, split
+from offline_eval import cli, export, prediction_files
 from offline_eval import evaluate as evaluation
 from offline_eval.published import METHOD, PAPER_METHOD
 from offline_eval.report import __main__ as report
@@ -82,7 +82,7 @@ def fails(capsys, arguments):
 def answer(dataset, position, path, protocol='bts', scale=0.0, align='none'):
     """Depth of one image of other predictions, as it is scored."""
     pair, chosen = dataset.read(position), PROTOCOLS[protocol]
-    opened = predictions.open_predictions('a', path, dataset, chosen, scale, align)
+    opened = prediction_files.open_predictions('a', path, dataset, chosen, scale, align)
     return opened.pixels(SimpleNamespace(
         position=position, pair=pair, truth=chosen.truth(pair.depth),
         protocol=chosen, estimator=SimpleNamespace(device='cpu'))).numpy()
@@ -207,7 +207,7 @@ def test_kitti_is_written_as_its_tools_read_it(tmp_path):
     assert cli.main(['export', '--data', str(tmp_path), '--weights', 'demo', '--device', 'cpu',
                      '-o', str(tmp_path / 'out')]) == 0
     dataset = open_dataset(tmp_path)
-    found = predictions.open_predictions(
+    found = prediction_files.open_predictions(
         'a', tmp_path / 'out', dataset, PROTOCOLS['kitti'], align='median')
     assert '(352 x 1216, 256 a metre)' in found.note
     path = tmp_path / 'out' / 'raw' / '2011_09_26_drive_0002_sync_0000000001.png'
@@ -290,16 +290,17 @@ def test_alignments():
     y = np.linspace(1, 5, 101)
     p = 3 * y
     p[-1] = 1000.0
-    np.testing.assert_allclose(predictions.align_to_truth(p, y, 'median', 10.0)[:-1], y[:-1])
-    np.testing.assert_allclose(predictions.align_to_truth(2 + 0.5 * y, y, 'lstsq', 10.0), y)
+    np.testing.assert_allclose(prediction_files.align_to_truth(p, y, 'median', 10.0)[:-1], y[:-1])
+    np.testing.assert_allclose(prediction_files.align_to_truth(2 + 0.5 * y, y, 'lstsq', 10.0), y)
     # What falls where it should rise is not turned round: it is no better than a constant.
-    np.testing.assert_allclose(predictions.align_to_truth(2 - 0.5 * y, y, 'lstsq', 10.0), y.mean())
     np.testing.assert_allclose(
-        predictions.align_to_truth(y, y, 'disparity', 10.0), 1 / np.mean(1 / y))
-    np.testing.assert_allclose(predictions.align_to_truth(8 / y - 3, y, 'disparity', 10.0), y)
-    np.testing.assert_array_equal(predictions.align_to_truth(p, y, 'none', 10.0), p)
+        prediction_files.align_to_truth(2 - 0.5 * y, y, 'lstsq', 10.0), y.mean())
+    np.testing.assert_allclose(
+        prediction_files.align_to_truth(y, y, 'disparity', 10.0), 1 / np.mean(1 / y))
+    np.testing.assert_allclose(prediction_files.align_to_truth(8 / y - 3, y, 'disparity', 10.0), y)
+    np.testing.assert_array_equal(prediction_files.align_to_truth(p, y, 'none', 10.0), p)
     # What comes out beyond infinity is as far as counts.
-    far = predictions.align_to_truth(
+    far = prediction_files.align_to_truth(
         np.array([1.0, 0.5, 0.0]), np.array([1.0, 2.0, 9.0]), 'disparity', 9.5)
     assert 0 < far.max() <= 9.5
 
@@ -313,7 +314,7 @@ def test_alignments():
 def test_predictions_that_are_refused(dataset, rivals, name, how, message):
     """Files that are missing, of a wrong unit, or of a wrong sign."""
     with pytest.raises(PredictionError, match=message):
-        predictions.open_predictions('a', rivals / name, dataset, PROTOCOLS['bts'], **how)
+        prediction_files.open_predictions('a', rivals / name, dataset, PROTOCOLS['bts'], **how)
 
 
 def predicted(folder, dataset, change, name='rgb_{:05d}.npy', scale=1000):
@@ -341,7 +342,7 @@ def as_it_is(true, _):
 def doubts(dataset, path, scale=0.0, align='none'):
     """Warnings that the report would have of predictions."""
     fresh = replace(dataset, warnings=())
-    predictions.open_predictions('a', path, fresh, PROTOCOLS['bts'], scale, align)
+    prediction_files.open_predictions('a', path, fresh, PROTOCOLS['bts'], scale, align)
     return ' '.join(fresh.warnings)
 
 
@@ -404,7 +405,7 @@ def test_depth_in_another_order_is_doubted(dataset, tmp_path, order, align, doub
     np.save(tmp_path / 'all.npy', (1 / every if align == 'disparity' else every)[order(count)])
     opened = replace(dataset, warnings=())
     with suppress(PredictionError) if doubted else nullcontext():  # a refusal is no silence
-        predictions.open_predictions(
+        prediction_files.open_predictions(
             'a', tmp_path / 'all.npy', opened, PROTOCOLS['bts'], align=align)
         assert ['in the order' in text or 'in this order' in text
                 for text in opened.warnings] == [True] * len(opened.warnings)
@@ -414,7 +415,7 @@ def test_depth_in_another_order_is_doubted(dataset, tmp_path, order, align, doub
 def test_a_constant_is_by_half_of_any_order(dataset, tmp_path):
     np.save(tmp_path / 'all.npy', np.full((len(dataset), 480, 640), 2.5, np.float32))
     opened = replace(dataset, warnings=())
-    predictions.open_predictions('a', tmp_path / 'all.npy', opened, PROTOCOLS['bts'])
+    prediction_files.open_predictions('a', tmp_path / 'all.npy', opened, PROTOCOLS['bts'])
     assert 'in 50 % of the cases' in opened.warnings[-1]
 
 
@@ -425,7 +426,7 @@ def test_equal_views_have_no_order(dataset, tmp_path):
     np.save(tmp_path / 'all.npy', np.stack([
         np.where(true > 0, true, 2.0) * np.exp(rng.normal(0, 0.2, true.shape))
         for _ in range(len(dataset))]))
-    predictions.open_predictions('a', tmp_path / 'all.npy', still, PROTOCOLS['bts'])
+    prediction_files.open_predictions('a', tmp_path / 'all.npy', still, PROTOCOLS['bts'])
     assert not still.warnings
 
 
@@ -617,8 +618,8 @@ def one(dataset, tmp_path):
     write_png(path, np.full((480, 640), 2.0))
 
     def read(protocol='bts', align='none', path=path):
-        depth = predictions.to_metres(predictions.read_numbers(path, 0.0), 1000.0, align)
-        return predictions.prepare(
+        depth = prediction_files.to_metres(prediction_files.read_numbers(path, 0.0), 1000.0, align)
+        return prediction_files.prepare(
             depth, path, align, (480, 640), PROTOCOLS[protocol].truth(truth), PROTOCOLS[protocol])
     return path, read
 

@@ -19,19 +19,12 @@ from .anchor import Adjustment
 from .backbone import AttentionPool, Maps
 from .calibration import Calibration
 from .camera import focal_ratio
+from .camera_image import CameraImage, Metres
 from .config import DepthConfig, Size
 from .engine import download
-from .image import CameraImage, Metres
 from .prediction import NOT_ADJUSTED, DepthPrediction
-from .projection import (
-    float32,
-    limit_range,
-    mean_of_passes,
-    read_out,
-    similarity_logits,
-    upsample,
-)
-from .words import Scene, mixed_bins, scene_probabilities, sort_into_scenes
+from .readout import float32, limit_range, mean_of_passes, read_out, similarity_logits, upsample
+from .text_features import Scene, mixed_bins, scene_probabilities, sort_into_scenes
 
 
 class LoadedSettings(NamedTuple):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from depthclip_ros.sim import Scene, SimCamera, camera_pose, render, trajectory
-from depthclip_ros.sim.formats import (
+from depthclip_ros.sim.datasets import (
     OPTICAL_FRAME,
     make_samples,
     punch_holes,

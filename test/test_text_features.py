@@ -19,12 +19,12 @@ from clip_standin import synthetic_rgb
 
 from depthclip_ros.core import CameraImage, ConfigError, DepthConfig, DepthEstimator, WeightsError
 from depthclip_ros.core import estimator as estimator_module
-from depthclip_ros.core import words as words_module
+from depthclip_ros.core import text_features as words_module
 from depthclip_ros.core.backbone import AttentionPool
-from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.config import PAPER_BINS
+from depthclip_ros.core.openai_clip import import_clip
 from depthclip_ros.core.preprocess import NORMALIZATIONS
-from depthclip_ros.core.words import (
+from depthclip_ros.core.text_features import (
     Scene,
     cached_features,
     encode,

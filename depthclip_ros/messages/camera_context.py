@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.camera import CameraModel, Notice, focal_ratio
+from ..core.camera_image import CameraImage
 from ..core.config import DepthConfig
 from ..core.errors import CameraInfoError, ImageError
-from ..core.image import CameraImage
 from .anchors import Anchor, Sensors
-from .config import NodeConfig
 from .depth import depth_values
 from .image_io import to_rgb
-from .types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Deserialize, parse
+from .message_types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Deserialize, parse
+from .node_config import NodeConfig
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ..core.estimator import DepthEstimator
     from ..core.prediction import DepthPrediction
-    from ..core.words import Scene
+    from ..core.text_features import Scene
 
 _STAMP_END = 12  # bytes of a serialised message to the end of its stamp
 

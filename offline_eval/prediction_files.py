@@ -24,8 +24,8 @@ from depthclip_ros.evaluation.metrics import MIN_DEPTH
 from depthclip_ros.evaluation.protocol import Protocol
 from depthclip_ros.sources.depth_maps import ARRAYS, SUFFIXES, read_depth_map
 
-from .contenders import PixelDepth
-from .images import EvaluatedImage
+from .evaluated_image import EvaluatedImage
+from .predictors import PixelDepth
 
 RAW = 'raw'  # folder of predictions, as BTS has it
 ALIGNMENTS: Mapping[str, str] = {

@@ -10,20 +10,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from .core.config import DepthConfig, Settings, define, describe
-from .core.errors import ConfigError, nearest, quoted
-from .core.files import open_regular, user_path
-from .core.parameter_file import read_value
-from .core.weights import DEMO, RELEASES, UNTRAINED
-from .messages.config import NodeConfig, read_config, read_values
-from .resources import config_path
-from .sources.bag import (
-    CameraTopics,
-    bag_topics,
-    camera_info_beside,
-    cameras_of,
-    one_for_each,
-)
+from ..core.config import DepthConfig, Settings, define, describe
+from ..core.errors import ConfigError, nearest, quoted
+from ..core.files import open_regular, user_path
+from ..core.parameter_file import read_value
+from ..core.weights import DEMO, RELEASES, UNTRAINED
+from ..messages.node_config import NodeConfig, read_config, read_values
+from ..resources import config_path
+from ..sources.bag import CameraTopics, bag_topics, camera_info_beside, cameras_of, one_for_each
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from depthclip_ros.core.transforms import TransformError, TransformTree, rotation_matrix
+from depthclip_ros.core.tf_tree import TransformError, TransformTree, rotation_matrix
 
 SECOND = 1_000_000_000
 STRAIGHT = (0.0, 0.0, 0.0, 1.0)

@@ -17,8 +17,8 @@ from rclpy.node import Node
 
 from ..core.config import DepthConfig
 from ..core.errors import DataError, is_short_of_memory, quoted
-from ..messages import types as messages
-from ..messages.frame import Answer, Frame, predict
+from ..messages import message_types as messages
+from ..messages.camera_context import Answer, Frame, predict
 from ..messages.outputs import OUTPUTS
 from .camera import (
     DROPPED,

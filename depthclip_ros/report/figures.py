@@ -18,10 +18,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from msgspec import Struct
 
-from .color import UNKNOWN, Scale, depth_scale, median_of
-from .core.errors import DepthClipError
-from .core.files import atomic, printable
-from .core.opencv import cv2
+from ..core.errors import DepthClipError
+from ..core.files import atomic, printable
+from ..core.opencv import cv2
+from ..drawing.color import UNKNOWN, Scale, depth_scale, median_of
 from .document import Picture
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from .core.config import DepthConfig
-    from .core.prediction import DepthPrediction
+    from ..core.config import DepthConfig
+    from ..core.prediction import DepthPrediction
 
     Float32 = NDArray[np.float32]
     Place = tuple[int, int]  # row and column of a patch

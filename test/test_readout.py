@@ -13,15 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from depthclip_ros.core import CameraImage, DepthConfig, steps
+from depthclip_ros.core import CameraImage, DepthConfig, depth_steps
 from depthclip_ros.core.anchor import Adjustment
-from depthclip_ros.core.projection import (
-    limit_range,
-    read_out,
-    shares,
-    similarity_logits,
-    upsample,
-)
+from depthclip_ros.core.readout import limit_range, read_out, shares, similarity_logits, upsample
 
 NAN, INF = math.nan, math.inf
 
@@ -70,10 +64,11 @@ def test_limits_come_before_upsampling_and_judge_what_is_final():
         2.0, 3.0, None, unsure))
     config = DepthConfig(calibration='its file', range_max=9.0, max_stddev=1.0)
     metres = torch.tensor([[[5.0, 2.0, 3.0]]])
-    language = steps.LanguageDepth(*[torch.zeros(1, 7, 1, 3)] * 2, *[metres] * 2, [None], None)
-    depth, adjustments = steps.anchor_depth(
-        steps.Depth(metres, metres, torch.full((1, 1, 3), 0.2)), [image], config.upsampling)
-    found, = steps.make_predictions(
+    language = depth_steps.LanguageDepth(
+        *[torch.zeros(1, 7, 1, 3)] * 2, *[metres] * 2, [None], None)
+    depth, adjustments = depth_steps.anchor_depth(
+        depth_steps.Depth(metres, metres, torch.full((1, 1, 3), 0.2)), [image], config.upsampling)
+    found, = depth_steps.make_predictions(
         config, language, depth, adjustments, [1.0], [image], None)
     np.testing.assert_allclose(found.patch_stddev, [[1.2, 0.6, 1.2]], rtol=1e-6)
     np.testing.assert_array_equal(found.patch_depth, [[NAN, 4.0, NAN]])

@@ -18,8 +18,8 @@ from ros_harness import PATIENCE, camera_info, node_here
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from depthclip_ros.messages.types import CAMERA_INFO
-from depthclip_ros.node.inputs import AdaptiveSubscription
+from depthclip_ros.messages.message_types import CAMERA_INFO
+from depthclip_ros.node.subscriptions import AdaptiveSubscription
 
 BURST = 10  # messages that a player begins with
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)

@@ -21,7 +21,7 @@ from depthclip_ros.core import (  # noqa: E402
     DepthEstimator,
     EngineError,
     engine,
-    int8,
+    quantization,
 )
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
 from depthclip_ros.core.engine import resolve_precision, use_threads  # noqa: E402
@@ -50,7 +50,7 @@ def test_int8_is_near_float32_alone_and_in_batches(state_dict, kept, flip):
     assert (estimator.engine, estimator.precision) == ('ONNX Runtime', 'int8')
     found = estimator.maps(IMAGES).features
     expected = build(state_dict, kept, SMALL.replace(flip_average=flip)).maps(IMAGES).features
-    assert 0 < engine.difference(found, expected) < int8.TOLERANCE
+    assert 0 < engine.difference(found, expected) < quantization.TOLERANCE
     for image, together in zip(IMAGES, estimator.predict(IMAGES), strict=True):
         np.testing.assert_allclose(  # a value between two levels may become either
             estimator.predict(image).depth, together.depth, rtol=1 / 255)
@@ -69,22 +69,22 @@ INPUTS = [torch.from_numpy(picture[:96, :128].copy()).permute(2, 0, 1)[None] / 6
 def test_biases_bring_the_means_back(network):
     """And without their correction the means are off."""
     together = torch.cat(INPUTS)
-    model, expected = int8.quantize(network, INPUTS), network(together)
+    model, expected = quantization.quantize(network, INPUTS), network(together)
 
     def error(content):
-        return float((int8.OnnxTrunk(content)(together) - expected).mean((0, 2, 3)).norm())
+        return float((quantization.OnnxTrunk(content)(together) - expected).mean((0, 2, 3)).norm())
     plain = error(model.SerializeToString())
-    assert error(int8.correct_biases(network, model, together)) < 0.3 * plain
+    assert error(quantization.correct_biases(network, model, together)) < 0.3 * plain
 
 
 @pytest.mark.parametrize(('machine', 'vnni', 'greatest'), [
     ('x86_64', True, 127), ('x86_64', False, 64), ('aarch64', False, 127)])
 def test_weights_leave_room_where_sums_overflow(network, monkeypatch, machine, vnni, greatest):
     """255 levels of a map by 64 of a weight, twice, are less than 2 ** 15."""
-    monkeypatch.setattr(int8.platform, 'machine', lambda: machine)
+    monkeypatch.setattr(quantization.platform, 'machine', lambda: machine)
     monkeypatch.setattr(torch.cpu, '_is_vnni_supported', lambda: vnni, raising=False)
     levels = [onnx.numpy_helper.to_array(tensor)
-              for tensor in int8.quantize(network, INPUTS[:1]).graph.initializer
+              for tensor in quantization.quantize(network, INPUTS[:1]).graph.initializer
               if tensor.name.endswith('weight_quantized')]
     assert len(levels) == 18 + 7, 'all convolutions but the first, and the averages'
     assert {abs(values.astype(int)).max() for values in levels} == {greatest}
@@ -96,8 +96,8 @@ def test_what_changes_the_network_needs_another_file(state_dict, kept, monkeypat
     if change == 'weights':
         state_dict = clip_standin.tiny_state_dict(2)
     elif change == 'weight range':
-        other = not int8.has_vnni()
-        monkeypatch.setattr(int8, 'has_vnni', lambda: other)
+        other = not quantization.has_vnni()
+        monkeypatch.setattr(quantization, 'has_vnni', lambda: other)
     config = INT8.replace(**change) if isinstance(change, dict) else INT8
     with pytest.raises(EngineError, match=r'is missing.*depthclip quantize'):
         build(state_dict, kept, config)
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_refused(state_dict, kept, tmp_path, content):
 @pytest.mark.parametrize('times', [1 / 8, 256])
 def test_a_network_with_a_wrong_scale_is_not_kept(state_dict, tmp_path, monkeypatch, times):
     """Off by more than rounding explains."""
-    corrected = int8.correct_biases
+    corrected = quantization.correct_biases
 
     def wrong_scale(network, model, images):
         corrected(network, model, images)
@@ -125,7 +125,7 @@ def test_a_network_with_a_wrong_scale_is_not_kept(state_dict, tmp_path, monkeypa
         scale.CopyFrom(onnx.numpy_helper.from_array(
             times * onnx.numpy_helper.to_array(scale), scale.name))
         return model.SerializeToString()
-    monkeypatch.setattr(int8, 'correct_biases', wrong_scale)
+    monkeypatch.setattr(quantization, 'correct_biases', wrong_scale)
     with pytest.raises(EngineError, match=r'8 bits differ .* nothing was kept'):
         build(state_dict, tmp_path, SMALL).quantize(PICTURES)
     assert not list(tmp_path.glob('int8/*'))

@@ -21,7 +21,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
 from ..core.errors import ConfigError, did_you_mean, nearest, quoted
-from ..messages import types as messages
+from ..messages import message_types as messages
 
 try:  # Iron and later
     from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError

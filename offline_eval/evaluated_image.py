@@ -13,7 +13,7 @@ from torch import Tensor
 
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.backbone import Maps
-from depthclip_ros.core.projection import mean_of_passes, read_out, similarity_logits
+from depthclip_ros.core.readout import mean_of_passes, read_out, similarity_logits
 from depthclip_ros.evaluation.datasets import Entry, Pair
 from depthclip_ros.evaluation.datasets.base import Metres, Rgb
 from depthclip_ros.evaluation.metrics import Multiples, Sums

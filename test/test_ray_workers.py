@@ -21,10 +21,10 @@ from drives import camera_of_width, drive, write_drive
 
 from depthclip_ros.bags import fleet
 from depthclip_ros.bags.fleet import MANIFEST, BagFile, find_bags
+from depthclip_ros.bags.ray_workers import run_tasks
 from depthclip_ros.cli.main import main
 from depthclip_ros.core.engine import use_threads
 from depthclip_ros.core.errors import BagError, DepthClipError
-from depthclip_ros.fleet import run_tasks
 
 ROOT = Path(__file__).parents[1]
 NAMES = ['b1', 'b2', 'b3', 'b4', 'b5', 'deeper/b0']

@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from . import files
-from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
 from .errors import ConfigError, WeightsError, first_of, quoted
-from .projection import LOGIT_SCALE
+from .openai_clip import fitting_weights, import_clip, tokenizer_digest
+from .readout import LOGIT_SCALE
 from .releases import OPEN_CLIP
 from .state_dict import Log, OpenClipWeights, TextEncoder
 

@@ -10,7 +10,7 @@ import pytest
 
 from depthclip_ros.core.errors import DataError, ImageError, RangeError
 from depthclip_ros.messages.depth import to_depth
-from depthclip_ros.messages.ranges import cloud_points, scan_points
+from depthclip_ros.messages.range_sensors import cloud_points, scan_points
 
 DEPTH = np.array([[0.5, 1.25, np.nan], [3.0, 65.0, 2.0]], np.float32)
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from ..core.errors import BagError, ConfigError
 from ..messages.anchors import SENSORS
-from ..messages.config import NodeConfig
+from ..messages.message_types import COMPRESSED_IMAGE, IMAGE
+from ..messages.node_config import NodeConfig
 from ..messages.outputs import OUTPUTS
-from ..messages.types import COMPRESSED_IMAGE, IMAGE
 from ..sources import bag
 from ..sources.bag import PICTURE, BagTopic
 

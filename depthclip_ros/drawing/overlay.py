@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..core.opencv import cv2
 from .color import (
     BACKGROUND,
     BAR_WIDTH,
@@ -27,15 +28,14 @@ from .color import (
     text_width,
     with_warning,
 )
-from .core.opencv import cv2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from .core.config import DepthConfig
-    from .core.prediction import DepthPrediction
+    from ..core.config import DepthConfig
+    from ..core.prediction import DepthPrediction
 
     Float32 = NDArray[np.float32]
 
