@@ -26,8 +26,8 @@ from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.backbone import ImageEncoder, build_attention_pool, build_image_encoder
 from depthclip_ros.core.readout import read_out, similarity_logits, upsample
 from depthclip_ros.core.state_dict import architecture
-from depthclip_ros.core.weights import cache_folder, load
-from depthclip_ros.evaluation.metrics import METRICS, Float32, Multiples, metrics_of, named
+from depthclip_ros.core.weights import cache_folder, load_weights
+from depthclip_ros.evaluation.metrics import METRICS, Float32, ScaledScores, by_name, metrics_of
 from depthclip_ros.sim import Frame
 
 FEATURES = ('maskclip', 'reference', 'attnpool', 'crops')
@@ -65,7 +65,7 @@ class Model:
     def __init__(self, config: DepthConfig, features: str) -> None:
         """Load the demo model."""
         self.features = features
-        weights = load('demo', config.backbone, cache_folder(), print)
+        weights = load_weights('demo', config.backbone, cache_folder(), print)
         loadable = config.features if features == 'crops' else features
         self.estimator = DepthEstimator(
             config.replace(features=loadable, temperature=1.0), weights, 'cpu')
@@ -125,7 +125,7 @@ def _errors(models: Sequence[Model], views: Sequence[Frame]) -> Errors:
 def _controls(other_rooms: Sequence[Frame], views: Sequence[Frame]) -> Errors:
     """Of depth that is made without looking at the image."""
     mean = np.mean([view.depth for view in other_rooms], axis=0)
-    curve = np.mean([metrics_of(Multiples(1.0, view.depth.ravel()).score(CONSTANTS))
+    curve = np.mean([metrics_of(ScaledScores(1.0, view.depth.ravel()).score(CONSTANTS))
                      for view in views], axis=0)
     best = np.full_like(mean, CONSTANTS[curve[:, METRICS.index('rmse')].argmin()])
     return {(f'none: {name}', None, None, None): [_scores(depth, view) for view in views]
@@ -134,7 +134,7 @@ def _controls(other_rooms: Sequence[Frame], views: Sequence[Frame]) -> Errors:
 
 def _scores(depth: Float32, view: Frame) -> list[float]:
     """SCORES of one image."""
-    metrics = named(rooms.scores(depth, view.depth))
+    metrics = by_name(rooms.scores(depth, view.depth))
     return [metrics['rmse'], metrics['d1'], metrics['rel'], rooms.correlation(depth, view.depth)]
 
 
@@ -183,7 +183,7 @@ class _Cells(nn.Module):
         h, w = height // cell, width // cell
         cells = images.reshape(count, channels, h, cell, w, cell).permute(0, 2, 4, 1, 3, 5)
         answers = torch.cat([
-            self._pool.whole(self._trunk(interpolate(  # type: ignore[operator]
+            self._pool.image_embedding(self._trunk(interpolate(  # type: ignore[operator]
                 of_row, self._resolution, mode='bilinear')))
             for of_row in torch.split(cells.flatten(0, 2), w)])
         return answers.view(count, h, w, -1).permute(0, 3, 1, 2)

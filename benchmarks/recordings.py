@@ -22,12 +22,12 @@ import numpy as np
 from benchmarks import rooms
 from benchmarks.machine import ROOT
 from depthclip_ros.calibrate.bags import open_recording
-from depthclip_ros.calibrate.errorbars import REACH
+from depthclip_ros.calibrate.errorbars import QUANTILE_STDDEVS
 from depthclip_ros.calibrate.fit import fit
 from depthclip_ros.calibrate.recordings import Frame, in_blocks
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.prediction import DepthPrediction
-from depthclip_ros.evaluation.metrics import Float32, named
+from depthclip_ros.evaluation.metrics import Float32, by_name
 
 VARIABLE = 'DEPTHCLIP_RECORDINGS'
 LEAST = 60  # images, from which a half is enough to calibrate from
@@ -98,7 +98,7 @@ def _row(
         pair = depth[valid][None], frame.depth[valid][None]
         scores.append(rooms.scores(*pair))
         relations.append((rooms.correlation(*pair), float(np.median(pair[0] / pair[1]))))
-    metrics = named(np.mean(scores, axis=0))
+    metrics = by_name(np.mean(scores, axis=0))
     correlation, scale = np.mean(relations, axis=0)
     return {'recording': name, 'images': len(frames), 'what': method, 'delta1': metrics['d1'],
             'rel': metrics['rel'], 'rmse [m]': metrics['rmse'], 'correlation': correlation,
@@ -115,7 +115,7 @@ def _coverage(
         if deviation is None:
             return
         truth = frame.depth[valid]
-        covered = np.abs(prediction.depth[valid] - truth) <= REACH * deviation[valid]
+        covered = np.abs(prediction.depth[valid] - truth) <= QUANTILE_STDDEVS * deviation[valid]
         parts.append((np.full(truth.size, number * BLOCKS // len(frames)), truth, covered))
     block, truth, covered = (np.concatenate(values) for values in zip(*parts, strict=True))
     groups = {'all': np.ones(truth.size, bool)}

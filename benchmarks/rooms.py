@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depthclip_ros.evaluation.metrics import Float32, Float64, metrics_of, sums_of
-from depthclip_ros.evaluation.recording_scores import FARTHEST
+from depthclip_ros.evaluation.recording_scores import MAX_RANGE
 from depthclip_ros.sim import (
     KINDS,
     Frame,
@@ -59,7 +59,7 @@ def scores(depth: NDArray[np.floating], truth: Float32) -> Float64:
     """
     if not np.isfinite(depth).all():
         raise ValueError('a predicted depth is not finite, and cannot be scored')
-    return metrics_of(sums_of(np.asarray(depth, np.float32), truth, FARTHEST))
+    return metrics_of(sums_of(np.asarray(depth, np.float32), truth, MAX_RANGE))
 
 
 def correlation(depth: NDArray[np.floating], truth: Float32) -> float:

@@ -37,7 +37,7 @@ def limit_openmp_spinning() -> None:
         os.environ.update(WAITING)
 
 
-def begin() -> None:
+def prepare_process() -> None:
     """Prepare the process of an executable: OpenMP's spinning, and output of any file name.
 
     Bytes of a name that are no UTF-8 are escaped.
@@ -48,7 +48,7 @@ def begin() -> None:
             stream.reconfigure(errors='backslashreplace')
 
 
-def waiting() -> str:
+def openmp_settings() -> str:
     """Return OpenMP's settings, such as 'GOMP_SPINCOUNT=10000'; '' for its defaults."""
     return ' '.join(f'{name}={os.environ[name]}' for name in WAITING_BY_USER
                     if name in os.environ)
@@ -71,7 +71,7 @@ def run(name: str, module: str, function: str = 'main') -> int:
         function: name of the function, which returns the exit code or ends the process.
 
     """
-    begin()
+    prepare_process()
     try:
         status = int(getattr(_import_module(module), function)())
     except KeyboardInterrupt:  # before the function installed its handlers
@@ -101,7 +101,7 @@ def command(
         the output, such as head, has closed it.
 
     """
-    begin()
+    prepare_process()
     words, status = list(sys.argv[1:] if arguments is None else arguments), 1
     name = ' '.join([program, *(word for word in words[:1] if word[:1] not in '-./~')])
     try:

@@ -21,13 +21,13 @@ def progress(
     if sys.stderr.isatty():
         yield from tqdm(items, label, total, unit=unit, dynamic_ncols=True)
         return
-    print_line = now_and_then()
+    print_line = throttled_printer()
     for number, item in enumerate(items, 1):
         yield item
         print_line(f'{label}: {number} of {total} {unit}s')
 
 
-def now_and_then() -> Callable[[str], None]:
+def throttled_printer() -> Callable[[str], None]:
     """Return a function that prints a line to stderr, at most one in each PERIOD."""
     last = time.monotonic()
 

@@ -28,7 +28,7 @@ from depthclip_ros.arguments import (
 from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.core.parameter_file import read_parameters
-from depthclip_ros.core.weights import DEMO
+from depthclip_ros.core.releases import DEMO
 from depthclip_ros.executables import command
 
 if TYPE_CHECKING:

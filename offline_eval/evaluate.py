@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 import depthclip_ros
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
-from depthclip_ros.core.engine import one_thread
+from depthclip_ros.core.engine import single_thread
 from depthclip_ros.core.files import numbered_folder, output_folder
 from depthclip_ros.core.parameter_file import to_yaml
-from depthclip_ros.core.weights import RELEASES
+from depthclip_ros.core.releases import RELEASES
 from depthclip_ros.evaluation.bootstrap import BEST_CONSTANT
 from depthclip_ros.evaluation.datasets import Dataset, open_dataset
 from depthclip_ros.evaluation.datasets.base import KITTI
 from depthclip_ros.evaluation.errors import EvaluationError
-from depthclip_ros.evaluation.metrics import MIN_DEPTH, metrics_of, named
+from depthclip_ros.evaluation.metrics import MIN_DEPTH, by_name, metrics_of
 from depthclip_ros.evaluation.protocol import PROTOCOLS, Protocol
 from depthclip_ros.report.figures import Sample
 
@@ -172,7 +172,7 @@ def load_model(options: Options, protocol: Protocol) -> tuple[DepthEstimator, fl
     if runtime.get('num_threads'):
         torch.set_num_threads(int(runtime['num_threads']))
     # On a CPU each image has one thread; a network prepared for several would be far slower.
-    with one_thread():
+    with single_thread():
         estimator = DepthEstimator(
             config, runtime.get('weights', ''), runtime.get('device', 'auto'),
             cache_dir=runtime.get('cache_dir'), offline=bool(runtime.get('offline')), log=_log)
@@ -385,7 +385,7 @@ def _predict_sample(
         depth=prediction.depth, truth=truth, weights=prediction.weights,
         patch_depth=prediction.patch_depth, tokens=list(estimator.config.tokens),
         bins=list(estimator.config.bins),
-        metrics=named(metrics_of(stats.sums(METHOD)[0][index])))
+        metrics=by_name(metrics_of(stats.sums(METHOD)[0][index])))
 
 
 def _versions() -> dict[str, str]:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from depthclip_ros.core import DepthEstimator
-from depthclip_ros.core.backbone import Maps
+from depthclip_ros.core.backbone import EncoderOutput
 from depthclip_ros.core.readout import mean_of_passes, read_out, similarity_logits
 from depthclip_ros.evaluation.datasets import Entry, Pair
 from depthclip_ros.evaluation.datasets.base import Metres, Rgb
-from depthclip_ros.evaluation.metrics import Multiples, Sums
+from depthclip_ros.evaluation.metrics import ScaledScores, Sums
 from depthclip_ros.evaluation.protocol import Protocol
 
 TextFeatures = Mapping[tuple[str, ...], Tensor]  # (K, C) unit vectors, by words
@@ -31,7 +31,7 @@ class EvaluatedImage:
     pair: Pair  # the whole image and its depth
     rgb: Rgb  # (H, W, 3)
     truth: Metres  # (H, W), NaN where no pixel is scored
-    maps: Maps
+    maps: EncoderOutput
     estimator: DepthEstimator
     protocol: Protocol
     text: TextFeatures
@@ -47,9 +47,9 @@ class EvaluatedImage:
         return float(np.median(self.valid.astype(np.float64)))
 
     @cached_property
-    def constants(self) -> Multiples:
+    def constants(self) -> ScaledScores:
         """Scores of constants."""
-        return Multiples(1.0, self.valid)
+        return ScaledScores(1.0, self.valid)
 
     def constant(self, metres: float) -> Sums:
         """Score one depth everywhere: (11,) sums."""

@@ -21,9 +21,9 @@ from torch import Tensor
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.calibration import Calibration, image_digest
 from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS, DepthConfig
-from depthclip_ros.core.engine import download, one_thread
+from depthclip_ros.core.engine import download, single_thread
 from depthclip_ros.core.readout import mean_of_passes
-from depthclip_ros.core.text_features import are_alike
+from depthclip_ros.core.text_features import all_alike
 from depthclip_ros.evaluation.errors import EvaluationError
 from depthclip_ros.evaluation.metrics import MIN_DEPTH, Sums, random_pixels
 from depthclip_ros.progress import progress
@@ -130,15 +130,15 @@ class CalibratedDepth(PatchDepth):
             EvaluationError: the calibration was fitted to this image.
 
         """
-        calibration, about = self.calibration, self.calibration.about
-        if about.images and image_digest(image.pair.rgb) in about.images:
+        calibration, origin = self.calibration, self.calibration.origin
+        if origin.images and image_digest(image.pair.rgb) in origin.images:
             raise EvaluationError(
                 f'--calibration {self.file}: it was fitted to image {image.position} of the data '
                 'set (of those that are evaluated, counted from 0). Calibrate on a training '
                 'split.')
         config = image.estimator.config
         ratio = (image.focal / self.reference if image.focal and self.reference
-                 else about.focal_ratio)
+                 else origin.focal_ratio)
         passes = len(image.maps.features)
         weights, depth, spread, view = download(
             *image.read_out(config.tokens, config.bins), calibration.view(image.maps.trunk))
@@ -258,27 +258,27 @@ def calibrated(
         EvaluationError: the calibration was fitted to another field of view.
 
     """
-    reference = float(Calibration.load(path).about.config['reference_focal'])
+    reference = float(Calibration.load(path).origin.config['reference_focal'])
     calibration = estimator.prepare(estimator.config.replace(
         calibration=str(path), reference_focal=reference)).calibration  # of its focal length
     assert calibration is not None  # noqa: S101 - a path was given
-    about = calibration.about
+    origin = calibration.origin
     x = calibration.arrays['rays'][..., 0]
     fitted = float((x.shape[1] - 1) / x.shape[1] / np.median(x[:, -1] - x[:, 0]))
-    for focal in focals if about.camera_known else ():
+    for focal in focals if origin.camera_known else ():
         if abs(fitted / focal - 1) > _FOCAL_TOLERANCE:
             raise EvaluationError(
                 f'--calibration {path}: it was fitted to a view with a focal length of '
                 f'{fitted:.3f} widths, and the network sees one of {focal:.3f} here. Calibrate '
                 'with the --protocol that is evaluated.')
-    images = 'training images' if about.split else f'images of {about.source}'
-    disjoint = 'none of them is evaluated, compared bit by bit' if about.images else (
+    images = 'training images' if origin.split else f'images of {origin.source}'
+    disjoint = 'none of them is evaluated, compared bit by bit' if origin.images else (
         'which ones the file does not say, so that evaluated images MAY BE AMONG THEM')
-    correction = 'no' if about.variant == 'none' else about.variant
+    correction = 'no' if origin.variant == 'none' else origin.variant
     return CalibratedDepth(
-        f'calibrated on {about.frames} {images}', 'calibrated',
+        f'calibrated on {origin.frames} {images}', 'calibrated',
         f'no longer zero-shot: {path.name} ({correction} correction), '
-        f'fitted to {about.split or about.source}; {disjoint}', digest=calibration.digest,
+        f'fitted to {origin.split or origin.source}; {disjoint}', digest=calibration.digest,
         file=path, calibration=calibration, reference=reference)
 
 
@@ -374,7 +374,7 @@ def encode(predictors: Sequence[Predictor], estimator: DepthEstimator) -> TextFe
     config = estimator.config
     configured = estimator.prepare(config).text
     features = {config.tokens: configured}
-    with one_thread():  # several threads may round sums differently
+    with single_thread():  # several threads may round sums differently
         for tokens in dict.fromkeys(p.tokens for p in predictors if isinstance(p, WordDepth)):
             if sorted(tokens) == sorted(config.tokens):  # the same words in another order
                 features[tokens] = configured[[config.tokens.index(t) for t in tokens]]
@@ -394,7 +394,7 @@ def without_failed_controls(
     """
     sets = [p.tokens for p in predictors
             if isinstance(p, WordDepth) and p.name == RANDOM_WORDS]
-    failures = sum(are_alike(text[tokens].cpu().numpy()) for tokens in sets)
+    failures = sum(all_alike(text[tokens].cpu().numpy()) for tokens in sets)
     if not failures:
         return list(predictors)
     note = (f'no test: this model takes all the words for the same in {failures} of {len(sets)} '

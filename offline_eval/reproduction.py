@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from depthclip_ros.core.errors import quoted
-from depthclip_ros.core.weights import RELEASES, WeightsInfo
+from depthclip_ros.core.releases import RELEASES, WeightsInfo
 from depthclip_ros.evaluation.metrics import PAPER_METRICS, SYMBOLS, number
 
 from .published import PAPER_CONFIG, PAPER_IMAGES, PAPER_METHOD

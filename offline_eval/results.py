@@ -26,7 +26,7 @@ import numpy as np
 from msgspec import Struct
 
 from depthclip_ros.core import files
-from depthclip_ros.core.weights import WeightsInfo
+from depthclip_ros.core.releases import WeightsInfo
 from depthclip_ros.evaluation.bootstrap import Interval
 from depthclip_ros.evaluation.errors import ResultsError
 from depthclip_ros.report.figures import Sample

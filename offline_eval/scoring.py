@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depthclip_ros.core import DepthEstimator
-from depthclip_ros.core.engine import one_thread
+from depthclip_ros.core.engine import single_thread
 from depthclip_ros.core.readout import upsample
 from depthclip_ros.evaluation.datasets import Dataset
 from depthclip_ros.evaluation.datasets.base import Metres
@@ -103,7 +103,7 @@ class Scorer:
     def _map(
         self, function: Callable[[Any], _Result], items: Sequence[Any] | NDArray[Any], label: str,
     ) -> Iterator[_Result]:
-        with one_thread(), ThreadPoolExecutor(self._threads) as pool:
+        with single_thread(), ThreadPoolExecutor(self._threads) as pool:
             try:
                 yield from progress(pool.map(function, items), label, len(items))
             finally:

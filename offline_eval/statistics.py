@@ -33,8 +33,8 @@ from depthclip_ros.evaluation.metrics import (
     Sums,
     average,
     best_rows,
+    by_name,
     metrics_of,
-    named,
     number,
     resampled,
     unit,
@@ -124,7 +124,7 @@ def rows(run: RunStatistics) -> list[Row]:
     scenes_of = {'method': list(parts), 'bins': [s for s in TABLE_2_SCENES if s in parts]}
     first = {c.name: c for c in reversed(run.predictors)}
     result = [
-        Row(name, first[name].group, scene, named(parts[scene].value(name)),
+        Row(name, first[name].group, scene, by_name(parts[scene].value(name)),
             len(parts[scene].records), parts[scene].intervals(parts[scene].samples(name)) or None,
             first[name].note)
         for name in dict.fromkeys(c.name for c in run.predictors)
@@ -134,7 +134,7 @@ def rows(run: RunStatistics) -> list[Row]:
         optima = ', '.join(f'{SYMBOLS[m]} {depth:.2f} m'
                            for m, depth in zip(PAPER_METRICS, metres, strict=False))
         result.append(Row(
-            BEST_CONSTANT, 'baseline', scene, named(metrics), len(part.records),
+            BEST_CONSTANT, 'baseline', scene, by_name(metrics), len(part.records),
             note='oracle: for every metric the constant that is best on this ground truth '
                  f'({optima})'))
     return result
@@ -195,7 +195,7 @@ def verdict(run: RunStatistics) -> Verdict:
     best_value, constants_m = run.best_constants()
 
     def comparison(name: str, control_value: Float64, control_samples: Float64) -> Comparison:
-        return Comparison(name, named(SIGNS * (value - control_value)),
+        return Comparison(name, by_name(SIGNS * (value - control_value)),
                           run.intervals(SIGNS * (samples - control_samples), family))
     comparisons = [
         comparison(BEST_CONSTANT, best_value, resampled(
@@ -203,7 +203,7 @@ def verdict(run: RunStatistics) -> Verdict:
             lambda curves: SIGNS * (SIGNS * curves).max(axis=1))),
         *(comparison(name, run.value(name), run.samples(name, draws))
           for name in controls)]
-    metres = named(constants_m)
+    metres = by_name(constants_m)
     del metres['silog']  # equal for all constants: none is the best
     group_count = run.group_count
     unit_name = 'scenes' if all(e.sequence for e in run.scored_entries) else 'images'

@@ -8,13 +8,13 @@ import math
 import numpy as np
 
 from depthclip_ros.core.calibration import (
-    BOUND,
+    FITTED_SETTINGS,
     SCALARS,
     SPREAD_TERMS,
-    About,
     Calibration,
+    CalibrationOrigin,
     embedding_size,
-    no_kernel,
+    empty_kernel,
 )
 from depthclip_ros.core.camera import CameraModel
 
@@ -28,24 +28,24 @@ def arrays_for(estimator, **changes):
     arrays = {
         'bias': 0.0, 'spread': spread, 'knots': [[0, 1], [0, 0]],
         'rays': camera.patch_rays(*estimator.grid)[..., :2],
-        **no_kernel(estimator.model.channels), **changes}
+        **empty_kernel(estimator.model.channels), **changes}
     rays = np.reshape(arrays['rays'], (-1, np.shape(arrays['rays'])[-1]))[:, :2]
     arrays.setdefault('bounds', [rays.min(axis=0), rays.max(axis=0)])
     return {name: np.asarray(values, np.float32) for name, values in arrays.items()}
 
 
-def about(estimator, **changes):
+def origin(estimator, **changes):
     """What belongs to an estimator."""
     config = estimator.config.to_dict()
-    return About(**{
+    return CalibrationOrigin(**{
         'source': 'a test', 'variant': 'full', 'frames': 60, 'blocks': 10,
         'weights': estimator.weights.digest, 'weights_name': estimator.weights.name,
-        'focal_ratio': 1.0, 'config': {name: config[name] for name in BOUND}, **changes})
+        'focal_ratio': 1.0, 'config': {name: config[name] for name in FITTED_SETTINGS}, **changes})
 
 
-def calibration_for(estimator, about_changes=None, **changes):
+def calibration_for(estimator, origin_changes=None, **changes):
     """A calibration that belongs to an estimator."""
-    return Calibration(about(estimator, **(about_changes or {})),
+    return Calibration(origin(estimator, **(origin_changes or {})),
                             arrays_for(estimator, **changes))
 
 

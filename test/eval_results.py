@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from depthclip_ros.core import DepthConfig
-from depthclip_ros.core.weights import WeightsInfo
+from depthclip_ros.core.releases import WeightsInfo
 from depthclip_ros.evaluation.bootstrap import Interval
 from depthclip_ros.evaluation.datasets.kitti import LIST as KITTI_LIST
 from depthclip_ros.evaluation.datasets.nyu import extract
-from depthclip_ros.evaluation.metrics import METRICS, PAPER_METRICS, metrics_of, named, score
+from depthclip_ros.evaluation.metrics import METRICS, PAPER_METRICS, by_name, metrics_of, score
 from depthclip_ros.report.figures import Sample
 from depthclip_ros.sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
 from depthclip_ros.sim.datasets import punch_holes, write_labeled_mat, write_splits
@@ -89,7 +89,7 @@ def make_sample(number, role='best', size=(416, 544)):
     return Sample(
         index=number, name=f'{kind}/rgb_{number:05d}.jpg', scene=kind, role=role, rgb=frame.rgb,
         depth=depth, truth=truth, weights=weights, patch_depth=patch_depth.astype(np.float32),
-        tokens=list(CONFIG.tokens), bins=list(CONFIG.bins), metrics=named(found[0]))
+        tokens=list(CONFIG.tokens), bins=list(CONFIG.bins), metrics=by_name(found[0]))
 
 
 def _responses(depth, seed):

@@ -106,7 +106,7 @@ def test_many_points_are_taken_evenly():
     points = Points(np.linspace(0, 319, count), np.full(count, 100.0), np.full(count, 2.0))
     log_ratios, _, _, places = compare_points(points, np.ones((6, 8), np.float32), None, WHOLE)
     # So what they cost has an end, too.
-    assert anchor.MOST_POINTS / 2 < len(log_ratios) <= anchor.MOST_POINTS
+    assert anchor.MAX_POINTS / 2 < len(log_ratios) <= anchor.MAX_POINTS
     assert {*places} == {*range(16, 24)}
 
 
@@ -453,15 +453,15 @@ def test_a_patch_has_one_vote_however_many_points_are_in_it():
         assert found.scale == pytest.approx(1.2, rel=0.05)
         assert not scales.state.condition
         assert scales.state.patches == 48
-        assert scales.state.share > 0.8
+        assert scales.state.agreeing_fraction > 0.8
 
 
 @pytest.mark.parametrize(('factor', 'unusual'), [
     (0.06, True), (0.3, True), (0.4, False), (1.0, False), (2.5, False), (3.5, True), (11, True)])
 def test_a_scale_that_nobody_expects_is_marked(factor, unusual):
     scales = Follower()
-    assert not scales.state.unusual
+    assert not scales.state.is_unusual
     scales.adjust(0.0, two_walls(factor), FLAT, None, WHOLE)
     assert scales.state.anchored
-    assert scales.state.unusual is unusual
+    assert scales.state.is_unusual is unusual
     assert f'scale {scales.state.scale:.3g}' in scales.state.agreement

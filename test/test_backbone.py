@@ -12,7 +12,8 @@ import torch
 from depthclip_ros.core import ConfigError, WeightsError
 from depthclip_ros.core.backbone import PositionResizer, build_attention_pool, build_image_encoder
 from depthclip_ros.core.openai_clip import import_clip
-from depthclip_ros.core.weights import RELEASES, architecture
+from depthclip_ros.core.releases import RELEASES
+from depthclip_ros.core.weights import architecture
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +70,7 @@ def test_the_pool_is_clips_own(resnet, features):
     """At the native size, and of the map that `trunk` gives."""
     encoder = build_image_encoder(resnet, features)
     pool = encoder.pool or build_attention_pool(resnet)
-    close(pool.whole(encoder.trunk(images(64, 64))), visual_of(resnet)(images(64, 64)))
+    close(pool.image_embedding(encoder.trunk(images(64, 64))), visual_of(resnet)(images(64, 64)))
 
 
 @torch.no_grad()

@@ -165,7 +165,7 @@ def test_a_bag_stays_what_it_is(source, estimator, converted, tmp_path, storage,
     assert known[IMAGE][-1].offered_qos_profiles == [bags.qos(depth=7)]
     with Bag(own) as before, Bag(tmp_path / 'out') as bag:
         assert bag.is_mcap == before.is_mcap == (storage == StoragePlugin.MCAP)
-        assert bag.about.compression == ('none' if bag.is_mcap else before.about.compression)
+        assert bag.metadata.compression == ('none' if bag.is_mcap else before.metadata.compression)
 
 
 def test_depth_as_png_is_millimetres(source, estimator, converted, tmp_path):

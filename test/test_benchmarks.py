@@ -27,7 +27,7 @@ from depthclip_ros.core import DepthConfig, DepthEstimator, engine
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.openai_clip import import_clip
 from depthclip_ros.core.readout import upsample
-from depthclip_ros.evaluation.metrics import named
+from depthclip_ros.evaluation.metrics import by_name
 
 ROOT = Path(run.__file__).resolve().parents[1]
 SECOND = 10**9
@@ -153,7 +153,7 @@ def test_a_trial_counts_what_comes_back():
 
 def test_scores_by_hand():
     truth = np.float32([[1.0, 2.0], [4.0, 8.0]])
-    metrics = named(rooms.scores(2 * truth, truth))
+    metrics = by_name(rooms.scores(2 * truth, truth))
     assert (metrics['d1'], metrics['rel']) == (0.0, 1.0)
     assert metrics['rmse'] == pytest.approx(math.sqrt(85 / 4))
     with pytest.raises(ValueError, match='not finite'):

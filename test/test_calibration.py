@@ -25,9 +25,9 @@ from depthclip_ros.core.calibration import (
     LARGEST_CORRECTION,
     NEIGHBOUR_WEIGHTS,
     SPREAD_TERMS,
-    SPREADS,
+    STDDEV_RATIO_LIMITS,
     Calibration,
-    no_kernel,
+    empty_kernel,
 )
 from depthclip_ros.core.camera import CameraModel
 
@@ -61,7 +61,7 @@ def use(estimator, tmp_path):
     def put(arrays=None, *, config=CONFIG, **about):
         estimator.reconfigure(config)
         calibration = Calibration(
-            calibrations.about(estimator, **about), arrays or calibrations.arrays_for(estimator))
+            calibrations.origin(estimator, **about), arrays or calibrations.arrays_for(estimator))
         estimator.reconfigure(config.replace(calibration=str(calibration.save(tmp_path, 'own'))))
         return calibration
     return put
@@ -119,7 +119,7 @@ def test_arrays_that_do_not_fit_each_other_are_refused(estimator, changes):
 def test_every_difference_is_named(estimator, tmp_path):
     calibration = calibrations.calibration_for(
         estimator, {'weights': 'f' * 64, 'weights_name': 'RN50'}, rays=np.zeros((4, 5, 2)),
-        **no_kernel(9))
+        **empty_kernel(9))
     other = CONFIG.replace(
         tokens=['near', 'far'], bins=[1.0, 2.0], temperature=0.5, normalization='clip',
         flip_average=True, reference_focal=0.5, upsampling='patch', scenes=['hall', 'closet'],
@@ -137,7 +137,8 @@ def test_every_difference_is_named(estimator, tmp_path):
     ('mean', 0.0, ''), ('argmax', 0.0, "read_out, .* any more, is 'mean', it was 'argmax'"),
     ('mean', 0.5, 'smoothing, .* any more, is 0.0, it was 0.5')])
 def test_a_file_of_a_version_with_more_settings(estimator, tmp_path, read_out, smoothing, refused):
-    config = {**calibrations.about(estimator).config, 'read_out': read_out, 'smoothing': smoothing}
+    config = {**calibrations.origin(estimator).config,
+              'read_out': read_out, 'smoothing': smoothing}
     path = calibrations.calibration_for(estimator, {'config': config}).save(tmp_path, 'old')
     expected = estimator.predict(IMAGES[0]).depth
     with pytest.raises(CalibrationError, match=refused) if refused else nullcontext():
@@ -276,7 +277,7 @@ def by_hand(estimator, arrays, image, camera_model):
                       np.ptp(around, axis=0), np.abs(correction), rays[1],
                       rays[0] ** 2 + rays[1] ** 2])
     logarithm = np.tensordot(a['spread'], terms, 1) + np.interp(log_depth, *a['knots'])
-    return np.exp(log_depth), np.exp(logarithm).clip(*SPREADS)
+    return np.exp(log_depth), np.exp(logarithm).clip(*STDDEV_RATIO_LIMITS)
 
 
 def test_a_correction_is_what_its_formula_says_also_in_a_batch(estimator, use):

@@ -15,7 +15,7 @@ from depthclip_ros.calibrate.bags import open_recording
 from depthclip_ros.calibrate.checks import Comparison, Thumbnail, check, unit_doubt, views
 from depthclip_ros.calibrate.recordings import Options
 from depthclip_ros.calibrate.registration import gather
-from depthclip_ros.sources.camera_info import CameraCalibration
+from depthclip_ros.sources.camera_info import Intrinsics
 
 KITCHEN = Path(__file__).parents[1] / '..' / 'shared' / 'field' / 'real' / 'kitchen'
 
@@ -64,7 +64,7 @@ def test_a_real_kinect_is_refused_until_its_depth_is_registered():
     assert refusal.cause == 'not registered'
     assert 'enlarged 0.89 times' in refusal.message
     assert '585' in refusal.message
-    registered = open_recording(KITCHEN, Options(depth_camera=CameraCalibration.pinhole(
+    registered = open_recording(KITCHEN, Options(depth_camera=Intrinsics.pinhole(
         640, 480, (585.0, 0.0, 320.0, 0.0, 585.0, 240.0, 0.0, 0.0, 1.0))))
     frames = [frame for _, frame in registered.read(range(0, len(registered), 4))]
     assert check([Thumbnail.of(frame) for frame in frames], timed=registered.timed) == []

@@ -22,7 +22,7 @@ from depthclip_ros.core.camera import CameraModel, focal_ratio
 from depthclip_ros.core.errors import CameraInfoError
 from depthclip_ros.core.opencv import _OpenCV, undistort_points
 from depthclip_ros.sim import SimCamera
-from depthclip_ros.sources.camera_info import CameraCalibration
+from depthclip_ros.sources.camera_info import Intrinsics
 
 PLUMB_BOB = [-0.28, 0.07, 0.0008, -0.0004, 0.0]  # a wide-angle webcam
 RATIONAL = [0.52, -2.6, 0.0003, -0.0002, 1.5, 0.40, -2.4, 1.4]  # a time-of-flight colour camera
@@ -274,7 +274,7 @@ def test_other_names_and_counts_are_the_same_lenses(tmp_path, name, d, expected)
         'camera_matrix': {'data': camera_info().k}, 'distortion_coefficients': {'data': d}}))
     u, v = all_pixels(step=40)
     rays = with_lens(model, coefficients).rays(u, v)
-    for camera in (of_message, CameraCalibration.from_yaml(path).model()):
+    for camera in (of_message, Intrinsics.from_yaml(path).model()):
         assert camera.distortion_model == model
         assert not camera.notices
         np.testing.assert_array_equal(camera.rays(u, v), rays)
@@ -536,9 +536,9 @@ def test_an_anchor_sees_the_patches_and_scales_them(estimator):
 def test_depth_of_rendered_views_is_nearer_to_the_truth(
         demo_estimator, size, fov, distortion, at_most):
     from depthclip_ros.sim import KINDS, Scene, render, trajectory
-    pinhole = CameraCalibration.from_fov(*size, fov)
+    pinhole = Intrinsics.from_fov(*size, fov)
     lens = SimCamera(*size, *(pinhole.k[i] for i in (0, 4, 2, 5)), distortion)
-    model = CameraCalibration.of_sim(lens).model()
+    model = Intrinsics.of_sim(lens).model()
     errors = []
     for seed in range(30000, 30010):
         scene = Scene.generate(KINDS[seed % 5], seed)

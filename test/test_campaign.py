@@ -49,7 +49,12 @@ from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError, ImageError
 from depthclip_ros.messages.camera_context import CameraContext
 from depthclip_ros.messages.image_io import to_rgb
-from depthclip_ros.messages.message_types import COMPRESSED_IMAGE, IMAGE, deserialize, parse
+from depthclip_ros.messages.message_types import (
+    COMPRESSED_IMAGE,
+    IMAGE,
+    deserialize,
+    parse_message,
+)
 from depthclip_ros.messages.node_config import NodeConfig
 
 MESSAGES = int(os.environ.get('CAMPAIGN_MESSAGES', '0'))
@@ -111,7 +116,8 @@ def decoded(topic, message):
         context.on_camera_info(raw)
         model = context.camera_model(hostile.WIDTH, hostile.HEIGHT)
         return None, model.patch_rays(INPUT_HEIGHT // 32, INPUT_WIDTH // 32)
-    image = parse(deserialize, raw, COMPRESSED_IMAGE if topic == JPEG else IMAGE, ImageError)
+    image = parse_message(
+        deserialize, raw, COMPRESSED_IMAGE if topic == JPEG else IMAGE, ImageError)
     return stamp_of(image), to_rgb(image)
 
 

@@ -19,7 +19,7 @@ from untrained import tiny_untrained
 from depthclip_ros import __version__
 from depthclip_ros.cli import doctor
 from depthclip_ros.cli.main import main
-from depthclip_ros.core import DepthConfig, DepthEstimator, WeightsError, weights
+from depthclip_ros.core import DepthConfig, DepthEstimator, WeightsError, releases, weights
 from depthclip_ros.core.files import numbered_folder
 from depthclip_ros.drawing.color import UNTRAINED
 from depthclip_ros.resources import config_path
@@ -405,13 +405,13 @@ def test_fetch_lists_what_there_is_and_verifies_it(own_cache, monkeypatch, capsy
     path.touch()
     assert main(['fetch']) == 0
     lines = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]}
-    assert set(lines) == set(weights.RELEASES)
+    assert set(lines) == set(releases.RELEASES)
     assert lines['RN50'] == str(path)
     assert lines['RN101'] == '-'
     assert main(['fetch', 'RN50']) == 1
     assert 'Delete it and fetch it again' in capsys.readouterr().err
-    release = weights.RELEASES['RN50']._replace(sha256=hashlib.sha256(b'').hexdigest())
-    monkeypatch.setattr(weights, 'RELEASES', {'RN50': release})
+    release = releases.RELEASES['RN50']._replace(sha256=hashlib.sha256(b'').hexdigest())
+    monkeypatch.setitem(releases.RELEASES, 'RN50', release)
     assert main(['fetch', 'RN50']) == 0
     assert capsys.readouterr().out.strip() == str(path)
 

@@ -53,9 +53,9 @@ def test_what_is_written_is_whole_and_better(calibrated, frames):
     assert set(depth.names()) <= set(yaml.safe_load(calibrated.read_text())['/**']
                                      ['ros__parameters'])
     assert 'no longer zero-shot' in calibrated.read_text()
-    assert (calibration.about.frames, calibration.about.blocks) == (32, 10)
+    assert (calibration.origin.frames, calibration.origin.blocks) == (32, 10)
     estimator = DepthEstimator(depth, node.weights)
-    assert calibration.about.precision == estimator.precision
+    assert calibration.origin.precision == estimator.precision
     plain = DepthEstimator(depth.replace(calibration=''), node.weights)
     before, after = (np.mean([np.sqrt(np.nanmean((
         model.predict(CameraImage(f.rgb, f.camera)).depth - f.depth) ** 2)) for f in frames[::4]])
@@ -114,7 +114,8 @@ def test_a_wrong_unit_is_refused_and_its_remedy_works(frames, tmp_path, capsys):
     assert list(tmp_path.glob('robot*')) == []
     assert run(bag, tmp_path / 'robot.yaml', '--depth-unit', '0.01', '--variant', 'scale',
                '--max-frames', '20') == 0
-    assert Calibration.load(read_config(tmp_path / 'robot.yaml')[0].calibration).about.frames == 20
+    calibration = Calibration.load(read_config(tmp_path / 'robot.yaml')[0].calibration)
+    assert calibration.origin.frames == 20
 
 
 def test_too_few_frames_are_refused_unless_one_insists(frames, tmp_path, capsys):

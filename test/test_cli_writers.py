@@ -255,9 +255,9 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(command, picture, tmp_p
     places = {'PICTURE': picture, 'OUT': tmp_path / 'out', 'EMPTY': tmp_path / 'empty',
               'BAG': tmp_path / 'empty'}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('depthclip_ros.core.weights.load', None)
-    monkeypatch.setattr('depthclip_ros.core.estimator.load', None, raising=False)
-    monkeypatch.setattr('depthclip_ros.cli.words.load', None)
+    monkeypatch.setattr('depthclip_ros.core.weights.load_weights', None)
+    monkeypatch.setattr('depthclip_ros.core.estimator.load_weights', None, raising=False)
+    monkeypatch.setattr('depthclip_ros.cli.words.load_weights', None)
     monkeypatch.setattr('depthclip_ros.cli.model.DepthEstimator', None)
     words = [places.get(word, places.get(word.partition('/')[0], tmp_path) / word.partition(
         '/')[2] if '/' in word else word) for word in command]

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 
-from depthclip_ros.messages.message_types import make
+from depthclip_ros.messages.message_types import create_message
 from depthclip_ros.messages.outputs import cloud_message, patch_colors
 
 msgs = pytest.importorskip('sensor_msgs.msg', reason='sensor_msgs is not installed')
@@ -47,7 +47,7 @@ def test_bytes_by_hand():
     rays = np.float32([[[0.5, -0.25, 1.0], [0.1, 0.2, 1.0]]])
     depth = np.float32([[2.0, np.nan]])
     colors = np.uint8([[[255, 128, 1], [9, 8, 7]]])
-    message = cloud_message(make, header(), rays, depth, colors)
+    message = cloud_message(create_message, header(), rays, depth, colors)
     nan = float('nan')
     assert message.data.tobytes() == (
         struct.pack('<fffI', 1.0, -0.5, 2.0, 0xFF8001)
@@ -67,8 +67,8 @@ def test_standard_deviation_is_one_field_more_and_moves_no_other():
     rays, depth, colors = inputs(2, 3)
     depth[0, 1] = np.nan
     stddev = RNG.uniform(0.1, 0.5, depth.shape).astype(np.float32)
-    plain = cloud_message(make, header(), rays, depth, colors)
-    message = cloud_message(make, header(), rays, depth, colors, stddev)
+    plain = cloud_message(create_message, header(), rays, depth, colors)
+    message = cloud_message(create_message, header(), rays, depth, colors, stddev)
     assert [(f.name, f.offset, f.datatype, f.count) for f in message.fields] == [
         (name, 4 * i, msgs.PointField.FLOAT32, 1)
         for i, name in enumerate(['x', 'y', 'z', 'rgb', 'stddev'])]
@@ -84,7 +84,7 @@ def test_holes():
     rays, depth, colors = inputs(3, 4)
     depth[0, :] = [np.nan, np.inf, 0.0, -1.0]
     rays[1, 0] = np.nan
-    message = cloud_message(make, header(), rays, depth, colors)
+    message = cloud_message(create_message, header(), rays, depth, colors)
     holes = np.isnan(xyz_of(message))
     assert holes.any(axis=-1).tolist() == holes.all(axis=-1).tolist()
     assert holes.all(axis=-1).tolist() == [[True] * 4, [True, False, False, False], [False] * 4]
@@ -94,7 +94,7 @@ def test_holes():
 
 def test_other_readers_find_the_same_points():
     """sensor_msgs_py, where it is installed, and what rclpy makes of the bytes."""
-    message = cloud_message(make, header(), *inputs(13, 17, holes=3))
+    message = cloud_message(create_message, header(), *inputs(13, 17, holes=3))
     raw = serialization.serialize_message(message)
     assert serialization.deserialize_message(raw, msgs.PointCloud2) == message
     point_cloud2 = pytest.importorskip(

@@ -113,7 +113,7 @@ def test_nothing_mixes_devices(build, features, flip, upsampling, state_dict, fa
             made = build(features=features, flip_average=flip, upsampling=upsampling,
                          scenes=scenes, range_min=1.5, range_max=2.5,
                          out_of_range='inf' if anchored else 'clamp')
-            fitted = Calibration(calibrations.about(made), calibrations.random_arrays(made)) \
+            fitted = Calibration(calibrations.origin(made), calibrations.random_arrays(made)) \
                 if corrected else None
         move(made, fake, state_dict, fitted)
         adjust = (lambda *_: Adjustment(1.2, 1.1, AROUND, AROUND)) if anchored else None

@@ -27,7 +27,7 @@ from depthclip_ros.cli import main as cli
 from depthclip_ros.cli.demo_recorder import Album, Frame
 from depthclip_ros.drawing.color import UNTRAINED
 from depthclip_ros.messages.image_io import image_fields
-from depthclip_ros.messages.message_types import make
+from depthclip_ros.messages.message_types import create_message
 from depthclip_ros.messages.outputs import cloud_message
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +61,7 @@ def frame(number, encoding='32FC1'):
     return Frame(
         Image(**image_fields(np.full((12, 16, 3), number, np.uint8), 'rgb8', header)), 1.0,
         Image(**image_fields(values, encoding, header)), 1.25, 0.25, number,
-        cloud_message(make, header, np.array([[[0, 0, 1], [2, -1, 1]]], np.float32),
+        cloud_message(create_message, header, np.array([[[0, 0, 1], [2, -1, 1]]], np.float32),
                       np.array([[np.nan, 3]], np.float32),
                       np.array([[[1, 2, 3], [7, 8, 9]]], np.uint8)))
 

@@ -117,18 +117,18 @@ def test_every_architecture_in_every_precision(architecture, precision):
     if precision == 'float32':
         assert ran == ('torch' if 'ViT' in architecture or not can_fuse(dtype) else 'oneDNN')
     with torch.inference_mode():
-        for images in (engine.known_image(size).expand(2, -1, -1, -1),
+        for images in (engine.probe_image(size).expand(2, -1, -1, -1),
                        random(3, 3, 5 * encoder.stride, 2 * encoder.stride)):
             assert encoder.trunk(images.to(dtype)).dtype == dtype
             found, expected = encoder(images), reference(images)
             assert found.dtype == torch.float32
-            assert engine.difference(found, expected) <= (
+            assert engine.relative_error(found, expected) <= (
                 1e-5 if precision == 'float32' else engine.TOLERANCES[dtype])
     norms = [module for module in encoder.modules() if isinstance(module, nn.LayerNorm)]
     assert {norm.weight.dtype for norm in norms} <= {torch.float32}
     assert bool(norms) == ('ViT' in architecture)
     # All is where the network is, as on a GPU: 'meta' is a device, too, and mixes with no other.
-    elsewhere = engine.try_known_image(
+    elsewhere = engine.encode_probe_image(
         build_image_encoder(weights, features).to('meta'), size, torch.device('meta'))
     assert (elsewhere.device.type, elsewhere.shape[2:]) == ('meta', (3, 4))
 
@@ -447,7 +447,7 @@ def graphed(plain):
     """An estimator with graphs on a GPU, and what counts its calls."""
     def make(home=0, **changes):
         estimator, machine = plain(**changes), Machine(home)
-        trunk, example = estimator.model.encoder.trunk, engine.known_image((96, 128))
+        trunk, example = estimator.model.encoder.trunk, engine.probe_image((96, 128))
         with machine:
             graphed = GraphedTrunk(trunk, example, 1 + estimator.config.flip_average, machine)
         estimator.model.encoder.trunk = OnMachine(graphed, machine)
@@ -490,7 +490,7 @@ def test_a_graph_that_holds_nothing_is_refused(plain):
             graph.kernels.clear()
     trunk = plain().model.encoder.trunk
     with pytest.raises(EngineError, match='other features'), Elsewhere() as machine:
-        GraphedTrunk(trunk, engine.known_image((96, 128)), 1, machine)
+        GraphedTrunk(trunk, engine.probe_image((96, 128)), 1, machine)
 
 
 def test_one_capture_at_a_time_in_a_process(state_dict):
@@ -509,7 +509,7 @@ def test_one_capture_at_a_time_in_a_process(state_dict):
     def prepare(home):
         trunk = build_image_encoder(state_dict, 'reference').trunk
         with Meeting(home) as machine:
-            return GraphedTrunk(trunk, engine.known_image((96, 128)), 1, machine)
+            return GraphedTrunk(trunk, engine.probe_image((96, 128)), 1, machine)
     with ThreadPoolExecutor(2) as pool:
         assert len(list(pool.map(prepare, (0, 1)))) == 2
     assert not met

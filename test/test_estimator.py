@@ -26,7 +26,7 @@ from depthclip_ros.core import (
     WeightsError,
 )
 from depthclip_ros.core import estimator as estimator_module
-from depthclip_ros.core.backbone import Maps
+from depthclip_ros.core.backbone import EncoderOutput
 from depthclip_ros.core.engine import resolve_device, resolve_precision
 
 # The paper's temperature makes random features one-hot; a warmer softmax lets changes be seen.
@@ -135,7 +135,7 @@ def test_a_landmark_is_where_it_is_in_the_picture(using, monkeypatch, height, wi
     def see(batch):
         far = avg_pool2d((batch.mean(dim=1, keepdim=True) > 0.5).float(), STRIDE)
         features = text[0, :, None, None] * (1 - far) + text[-1, :, None, None] * far
-        return Maps(features, features)
+        return EncoderOutput(features, features)
 
     monkeypatch.setattr(estimator.model.encoder, 'maps', see)
     image = np.full((height, width, 3), 30, np.uint8)

@@ -17,7 +17,7 @@ from depthclip_ros.evaluation.errors import DatasetError
 from depthclip_ros.evaluation.metrics import (
     METRICS,
     SUMS,
-    Multiples,
+    ScaledScores,
     average,
     joint_histogram,
     metrics_of,
@@ -85,7 +85,7 @@ def test_any_multiple_is_scored_as_the_pixels_are():
     truth = np.round(nyu_like(rng), 3).astype(np.float32)
     for prediction, factors in ((1.0, [0.4, 1.0, 2.4, 2.5, 9.9]),
                                 (np.round(nyu_like(rng), 3), np.geomspace(0.2, 5, 7))):
-        quick = Multiples(prediction, truth).score(factors)
+        quick = ScaledScores(prediction, truth).score(factors)
         slow = np.array([sums_of(np.float32(f) * prediction * np.ones_like(truth), truth, 1e6)
                          for f in factors])
         if isinstance(prediction, float):

@@ -693,7 +693,7 @@ def test_wrong_usage(world, capsys, more, message):
 def test_the_calibrated_row_is_what_the_node_would_say(samples, summary, calibrated):
     """Worked out here once more, by `predict` with the calibration in force."""
     config = DepthConfig.from_dict(summary.config)
-    reference = Calibration.load(calibrated['train']).about.config['reference_focal']
+    reference = Calibration.load(calibrated['train']).origin.config['reference_focal']
     estimator = DepthEstimator(config.replace(
         calibration=str(calibrated['train']), reference_focal=reference), 'demo', 'cpu')
     ratio = 518.8579 * config.input_height / (416 * config.input_width) / reference
@@ -734,7 +734,7 @@ def test_the_two_commands_of_the_document(world, tmp_path, capsys):
                       'scale', '--anyway']) == 0
     assert 'cropped as by protocol depthclip' in capsys.readouterr().err
     file = next(tmp_path.glob('nyu.*.safetensors'))
-    about = Calibration.load(file).about
+    about = Calibration.load(file).origin
     assert (about.frames, len(set(about.images))) == (10, 10)
     assert 'train split of splits.mat' in about.split
     found = evaluate(world, tmp_path / 'out', '--calibration', file)

@@ -407,7 +407,7 @@ def test_nothing_of_a_figure_lies_on_another_part(sample, words):
     count = len(tokens)
     weights = np.random.default_rng(0).random((count, 13, 17), np.float32)
     spots = figures.spots_of(sample)
-    with figures.look():
+    with figures.figure_style():
         figure = figures.responses(structs.replace(
             sample, tokens=list(tokens), bins=[1.0] * count, weights=weights), sample.name, spots)
         figure.draw_without_rendering()
@@ -433,7 +433,7 @@ def test_colours_of_depth_and_error(sample):
     truth[:, width // 2:] += 0.5
     truth[:height // 2] = np.nan
     truth[-1, -1] = 90.0  # an outlier
-    with figures.look():
+    with figures.figure_style():
         figure = figures.predictions([with_truth(sample, truth)], {}).subfigs[0]
         (_, said, true, error), bars = figure.axes[:4], figure.axes[4:]
         image, = error.images
@@ -452,7 +452,7 @@ def test_colours_of_depth_and_error(sample):
 def test_rows_share_one_scale_of_depth_and_are_named(sample):
     other = structs.replace(sample, name='far.png', depth=3 * sample.depth,
                             truth=3 * sample.truth, metrics={'rmse': 0.25})
-    with figures.look():
+    with figures.figure_style():
         rows = figures.predictions([sample, other], {'rmse': 'rmse {:.3f} m'}).subfigs
     limits = {image.get_clim() for row in rows for axes in row.axes[1:3] for image in axes.images}
     assert len(limits) == 1

@@ -23,7 +23,7 @@ from eval_results import plain_metrics, write_kitti, write_world
 
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.core.engine import one_thread
+from depthclip_ros.core.engine import single_thread
 from depthclip_ros.evaluation import metrics
 from depthclip_ros.evaluation.datasets.nyu import FOCAL as NYU_FOCAL
 from depthclip_ros.evaluation.metrics import METRICS, metrics_of
@@ -345,7 +345,7 @@ def test_full_disk_loses_nothing(world, undisturbed, tmp_path, capsys, monkeypat
     folder = (tmp_path / 'latest').resolve()
     assert not (folder / 'summary.json').exists()
     assert not list(folder.rglob('*.part'))
-    with one_thread():  # As on a machine with fewer cores: the same digits.
+    with single_thread():  # As on a machine with fewer cores: the same digits.
         resumed = run(world, tmp_path, '--resume')
     assert resumed.timing.images == resumed.data.images - 1
     assert digits(resumed) == digits(load(undisturbed).summary)

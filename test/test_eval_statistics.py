@@ -12,8 +12,8 @@ import torch
 from scipy.special import ndtri
 
 from depthclip_ros.core import DepthConfig
-from depthclip_ros.core.text_features import are_alike
-from depthclip_ros.core.weights import RELEASES, WeightsInfo
+from depthclip_ros.core.releases import RELEASES, WeightsInfo
+from depthclip_ros.core.text_features import all_alike
 from depthclip_ros.evaluation.bootstrap import (
     MIN_GROUPS,
     Interval,
@@ -24,7 +24,7 @@ from depthclip_ros.evaluation.bootstrap import (
 )
 from depthclip_ros.evaluation.datasets import Dataset, Entry
 from depthclip_ros.evaluation.errors import PredictionError
-from depthclip_ros.evaluation.metrics import METRICS, SUMS, Multiples, average, resampled
+from depthclip_ros.evaluation.metrics import METRICS, SUMS, ScaledScores, average, resampled
 from depthclip_ros.evaluation.protocol import PROTOCOLS
 from depthclip_ros.resources import config_path
 from offline_eval import scoring
@@ -132,7 +132,7 @@ def measured(truths, errors, sequences, averaging='image'):
     records = np.zeros(len(truths), layout(len(CHOSEN), (13, 17)))
     for position, (record, truth) in enumerate(zip(records, truths, strict=True)):
         record['position'], record['pixels'] = position, len(truth)
-        record['curve'] = Multiples(1.0, truth.astype(np.float32)).score(constants(MAX_DEPTH))
+        record['curve'] = ScaledScores(1.0, truth.astype(np.float32)).score(constants(MAX_DEPTH))
         for place, name in enumerate(NAMES):
             record['sums'][place] = score(truth * np.exp(errors(name, position)), truth)
     entries = [Entry(i, str(i), 'office', s) for i, s in enumerate(sequences)]
@@ -343,7 +343,7 @@ def test_one_set_of_words_that_are_alike_makes_the_row_no_test():
     other = torch.eye(7)
     text = {c.tokens: other for c in chosen if isinstance(c, WordDepth)}
     assert without_failed_controls(chosen, text) == chosen
-    assert not are_alike(np.float32([[0.6, 0.8], [0.6, 0.8], [0.8, 0.6]]))  # not all of them
+    assert not all_alike(np.float32([[0.6, 0.8], [0.6, 0.8], [0.8, 0.6]]))  # not all of them
     text[next(c.tokens for c in chosen if c.name == 'random words')] = other[:1].repeat(7, 1)
     for before, after in zip(chosen, without_failed_controls(chosen, text), strict=True):
         assert after.is_test == (after.name != 'random words')

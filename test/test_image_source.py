@@ -21,7 +21,7 @@ import yaml
 
 from depthclip_ros.core.errors import CameraInfoError, ImageError
 from depthclip_ros.sources import pictures
-from depthclip_ros.sources.camera_info import BUILTIN_HFOV, CameraCalibration, calibration_of
+from depthclip_ros.sources.camera_info import BUILTIN_HFOV, Intrinsics, intrinsics_of
 
 CALIBRATION = {
     'image_width': 64, 'image_height': 48, 'camera_name': 'head',
@@ -290,7 +290,7 @@ def test_without_a_source_the_pictures_are_rendered_rooms_with_a_true_camera_inf
 # Calibration -------------------------------------------------------------------------------
 
 def test_a_field_of_view_reaches_from_edge_to_edge():
-    camera = CameraCalibration.from_fov(640, 480, 60.0)
+    camera = Intrinsics.from_fov(640, 480, 60.0)
     fx, cx, cy = camera.k[0], camera.k[2], camera.k[5]
     left, right = ((u - cx) / fx for u in (-0.5, 639.5))
     assert math.degrees(math.atan(right) - math.atan(left)) == pytest.approx(60.0)
@@ -302,18 +302,18 @@ def test_a_field_of_view_reaches_from_edge_to_edge():
 @pytest.mark.parametrize('fov', [0, -1, 180, float('nan')])
 def test_an_impossible_field_of_view_is_refused(fov):
     with pytest.raises(CameraInfoError, match='field of view'):
-        CameraCalibration.from_fov(640, 480, fov)
+        Intrinsics.from_fov(640, 480, fov)
 
 
 def test_a_calibration_file_is_read(tmp_path):
     path = tmp_path / 'head.yaml'
     path.write_text(yaml.safe_dump(CALIBRATION))
-    camera = CameraCalibration.from_yaml(path)
+    camera = Intrinsics.from_yaml(path)
     assert (camera.width, camera.height, camera.k[4], camera.p[0]) == (64, 48, 61.0, 59.0)
     assert camera.d == (0.1, -0.2, 0.0, 0.0, 0.05)
-    assert calibration_of(camera, 64, 48) is camera
+    assert intrinsics_of(camera, 64, 48) is camera
     with pytest.raises(CameraInfoError, match='64 x 48 pixels, but a picture has 640 x 480'):
-        calibration_of(camera, 640, 480)
+        intrinsics_of(camera, 640, 480)
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -352,7 +352,7 @@ def test_what_is_no_calibration_names_the_entry(tmp_path, change, message):
     path.write_text(change if isinstance(change, str) else yaml.safe_dump(CALIBRATION | change),
                     encoding='latin-1')
     with pytest.raises(CameraInfoError, match=rf'head\.yaml.*{message}'):
-        CameraCalibration.from_yaml(path)
+        Intrinsics.from_yaml(path)
 
 
 @pytest.mark.parametrize('names', ['height width k d r p', 'height width K D R P'])
@@ -372,9 +372,9 @@ def test_a_camera_info_that_was_printed_is_a_calibration(tmp_path, names, missin
         'distortion_model': CALIBRATION['distortion_model'], 'binning_x': 0, 'binning_y': 0,
         'roi': {'x_offset': 0, 'y_offset': 0, 'width': 0, 'height': 0, 'do_rectify': False},
     }) + '---\n')
-    camera = CameraCalibration.from_yaml(path)
+    camera = Intrinsics.from_yaml(path)
     path.write_text(yaml.safe_dump(CALIBRATION))
-    expected = CameraCalibration.from_yaml(path)
+    expected = Intrinsics.from_yaml(path)
     assert camera == (replace(expected, d=()) if missing else expected)
 
 
@@ -385,7 +385,7 @@ def test_a_printed_camera_info_of_a_part_of_its_sensor_is_refused(tmp_path):
         path.write_text(yaml.safe_dump({
             'width': 64, 'height': 48, 'k': [60, 0, 31, 0, 61, 23, 0, 0, 1], 'd': [], **more}))
         with pytest.raises(CameraInfoError, match='binning or roi'):
-            CameraCalibration.from_yaml(path)
+            Intrinsics.from_yaml(path)
 
 
 def test_what_a_calibration_may_leave_out_and_call_otherwise(tmp_path):
@@ -395,7 +395,7 @@ def test_what_a_calibration_may_leave_out_and_call_otherwise(tmp_path):
 
     def read(**more):
         path.write_text(yaml.safe_dump(others | more))
-        return CameraCalibration.from_yaml(path)
+        return Intrinsics.from_yaml(path)
 
     bare = read()
     assert (bare.distortion_model, set(bare.d)) == ('plumb_bob', {0.0})
@@ -410,7 +410,7 @@ def test_what_a_calibration_may_leave_out_and_call_otherwise(tmp_path):
 
 def test_a_guessed_camera_leaves_depth_as_it_is():
     from depthclip_ros.core import DepthConfig
-    guess = CameraCalibration.from_fov(640, 480, BUILTIN_HFOV).model()
+    guess = Intrinsics.from_fov(640, 480, BUILTIN_HFOV).model()
     assert guess.focal_length() / DepthConfig().reference_focal == pytest.approx(1, abs=1e-3)
 
 

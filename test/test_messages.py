@@ -21,7 +21,7 @@ from std_msgs.msg import Header
 from depthclip_ros.bags import messages as of_bags
 from depthclip_ros.core.errors import CameraInfoError
 from depthclip_ros.messages import message_types as messages
-from depthclip_ros.messages.message_types import CAMERA_INFO, IMAGE, parse, stamp_of
+from depthclip_ros.messages.message_types import CAMERA_INFO, IMAGE, parse_message, stamp_of
 
 HEADER = Header(stamp=Time(sec=-7, nanosec=999_999_999), frame_id='größe/optical')
 
@@ -29,7 +29,7 @@ HEADER = Header(stamp=Time(sec=-7, nanosec=999_999_999), frame_id='größe/optic
 @pytest.mark.parametrize('read', [messages.deserialize, of_bags.deserialize])
 def test_what_is_no_such_message_is_an_error_of_the_wanted_type(read):
     with pytest.raises(CameraInfoError, match='4 bytes are no CameraInfo') as error:
-        parse(read, b'\0\1\0\0', CAMERA_INFO, CameraInfoError)
+        parse_message(read, b'\0\1\0\0', CAMERA_INFO, CameraInfoError)
     assert error.value.condition == 'unreadable message'
 
 

@@ -294,7 +294,7 @@ def test_what_says_that_nothing_was_measured_is_no_point(nothing):
         message.ranges = [12.0 if rng.random() < 0.7 else r for r in message.ranges]
     shared.on_message(raw(message))
     assert ask(anchor, 5.0).scale == pytest.approx(1.5, rel=0.03)
-    assert not anchor.filter.state.unusual
+    assert not anchor.filter.state.is_unusual
 
 
 @pytest.mark.parametrize('frame', [FRAME, f'/{FRAME}'])

@@ -26,7 +26,7 @@ from ros_harness import NodeProcess, Peer, running, tiny_arguments
 from depthclip_ros import executables
 from depthclip_ros.core import ConfigError, DepthConfig
 from depthclip_ros.core.parameter_file import read_parameters
-from depthclip_ros.messages.node_config import ROS_OWN, NodeConfig, read_config
+from depthclip_ros.messages.node_config import ROS_PARAMETERS, NodeConfig, read_config
 from depthclip_ros.node.process import check_files
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
@@ -158,7 +158,7 @@ def by_rcl(path, namespace=''):
     try:
         return {name: list(p.value) if isinstance(p.value, array) else p.value
                 for name, p in node.get_parameters_by_prefix('').items()
-                if not ROS_OWN.match(name)}
+                if not ROS_PARAMETERS.match(name)}
     finally:
         node.destroy_node()
 

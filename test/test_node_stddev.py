@@ -28,11 +28,11 @@ from std_msgs.msg import Header
 
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import (
-    BOUND,
+    FITTED_SETTINGS,
     SPREAD_TERMS,
-    About,
     Calibration,
-    no_kernel,
+    CalibrationOrigin,
+    empty_kernel,
 )
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.drawing.color import UNKNOWN
@@ -58,15 +58,16 @@ def calibrated(estimator, tmp_path_factory):
     spread = np.zeros(SPREAD_TERMS, np.float32)
     spread[[0, 7]] = math.log(0.15), 1.0  # of one, and of a ray's y
     arrays = {
-        **no_kernel(estimator.maps([RGB]).trunk.shape[1]),
+        **empty_kernel(estimator.maps([RGB]).trunk.shape[1]),
         'bias': np.float32(math.log(1.05)), 'spread': spread,
         'knots': np.float32([[0, 1], [0, 0]]),
         'rays': CAMERA.patch_rays(*estimator.grid)[..., :2],
         'bounds': np.float32([[-1, -1], [1, 1]])}
-    about = About('a test', 'scale', 60, 10, estimator.weights.digest, estimator.weights.name, 1.0,
-                  {name: config.to_dict()[name] for name in BOUND})
+    origin = CalibrationOrigin(
+        'a test', 'scale', 60, 10, estimator.weights.digest, estimator.weights.name, 1.0,
+        {name: config.to_dict()[name] for name in FITTED_SETTINGS})
     arrays = {name: np.asarray(values, np.float32) for name, values in arrays.items()}
-    path = Calibration(about, arrays).save(tmp_path_factory.mktemp('calibration'), 'test')
+    path = Calibration(origin, arrays).save(tmp_path_factory.mktemp('calibration'), 'test')
     return config.replace(calibration=str(path))
 
 

@@ -24,8 +24,9 @@ from depthclip_ros.core import (  # noqa: E402
     text_features,
 )
 from depthclip_ros.core.backbone import build_attention_pool, build_image_encoder  # noqa: E402
+from depthclip_ros.core.releases import WeightsInfo  # noqa: E402
 from depthclip_ros.core.text_features import Phrases, encode  # noqa: E402
-from depthclip_ros.core.weights import WeightsInfo, load  # noqa: E402
+from depthclip_ros.core.weights import load_weights  # noqa: E402
 
 # Real architectures with fewer layers, so that a test takes a second: what the text tower and the
 # end of the vision tower do is theirs. Names without 'SigLIP', whose tokenizer is on the network.
@@ -77,7 +78,7 @@ def short(tmp_path_factory):
         weights = {}
 
         def made(name):
-            _, found = load('untrained', f'open_clip:{name}', folder, print)
+            _, found = load_weights('untrained', f'open_clip:{name}', folder, print)
             generator = torch.Generator().manual_seed(1)
             for key, value in found.items():  # no norm is without effect, no bias 0
                 if value.is_floating_point() and value.dim() == 1 and 'running' not in key:
@@ -254,7 +255,7 @@ def test_a_resnet_of_open_clip_is_as_one_of_openai(short):
     x, own = seen(pool, lambda: model.visual(pixels))
     values = pool.c_proj(pool.v_proj(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
     torch.testing.assert_close(encoder(pixels), normalize(values, dim=1), atol=1e-5, rtol=1e-3)
-    found = build_attention_pool(weights).whole(encoder.trunk(pixels))
+    found = build_attention_pool(weights).image_embedding(encoder.trunk(pixels))
     torch.testing.assert_close(found, own, atol=1e-4, rtol=1e-3)
 
 
@@ -315,7 +316,7 @@ def test_depth_from_a_file(short, tmp_path):
     expected = 100 / config.temperature * np.einsum('kc,chw->khw', text, unit)
     np.testing.assert_allclose(predictions[0].logits, expected, atol=0.01)
     # The same tensors are another model with another activation.
-    digests = [load(tmp_path / 'a.pt', f'open_clip:{name}', tmp_path, print)[0].digest
+    digests = [load_weights(tmp_path / 'a.pt', f'open_clip:{name}', tmp_path, print)[0].digest
                for name in ('short-vit', 'short-vit', 'short-other')]
     assert digests[0] == digests[1] != digests[2]
     estimator.reconfigure(config.replace(tokens=('near', 'close', 'far')))  # reads the file again
@@ -333,7 +334,8 @@ def test_a_plain_file_is_as_open_clip_s_own_run(short, tmp_path):
     features = []
     for backbone in ('auto', 'open_clip:short-quickgelu', 'open_clip:short-vit'):
         path = tmp_path / 'x.pt' if backbone != 'open_clip:short-vit' else 'untrained'
-        encoder = build_image_encoder(load(path, backbone, tmp_path, lines.append)[1], 'maskclip')
+        encoder = build_image_encoder(
+            load_weights(path, backbone, tmp_path, lines.append)[1], 'maskclip')
         features.append(encoder(pixels))
     assert torch.nn.functional.cosine_similarity(*features[:2]).min() > 0.9995
     said = [next(word for word in ('QuickGELU', 'GELU') if word in line)
@@ -351,7 +353,8 @@ def test_weights_as_others_save_them(short, kind, tmp_path):
         'number of NumPy': {'state_dict': expected, 'best': np.float64(0.5)},
         'foreign keys': {**expected, 'logit_bias': torch.ones(1), 'head.weight': torch.ones(2)},
         'another name': expected}[kind], tmp_path / 'x.safetensors')
-    found = load(tmp_path / 'x.safetensors', 'open_clip:short-vit', tmp_path, lines.append)[1]
+    found = load_weights(
+        tmp_path / 'x.safetensors', 'open_clip:short-vit', tmp_path, lines.append)[1]
     for key, value in expected.items():
         assert torch.equal(found[key], value)
     assert any('head.weight' in line and 'left out' in line for line in lines) == (
@@ -393,7 +396,7 @@ def test_features_are_cached_under_the_tokenizer_that_made_them(short, tmp_path,
 ])
 def test_what_cannot_be_is_refused(backbone, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        load('untrained', backbone, tmp_path, print)
+        load_weights('untrained', backbone, tmp_path, print)
 
 
 def test_what_has_no_such_features_is_refused(short, tmp_path):
@@ -412,7 +415,7 @@ def test_what_has_no_such_features_is_refused(short, tmp_path):
 def test_weights_that_are_not_there(short, tmp_path, monkeypatch):
     def refused(weights, backbone, message, **settings):
         with pytest.raises(WeightsError, match=message):
-            load(weights, f'open_clip:{backbone}', tmp_path, print, offline=bool(settings))
+            load_weights(weights, f'open_clip:{backbone}', tmp_path, print, offline=bool(settings))
 
     def no_network(_):
         raise OSError('no network')
@@ -445,12 +448,14 @@ def test_weights_of_a_tag_are_found_offline_with_its_activation(short, tmp_path,
         monkeypatch.setitem(open_clip.pretrained._PRETRAINED, 'short-vit', {name: {
             'hf_hub': 'somebody/short/', 'mean': [0.1] * 3, 'std': [0.2] * 3,
             'quick_gelu': name == 'quick'}})
-        info, weights = load('', f'open_clip:short-vit/{name}', tmp_path, print, offline=True)
+        info, weights = load_weights(
+            '', f'open_clip:short-vit/{name}', tmp_path, print, offline=True)
         assert (info.source, info.trained) == (str(file), True)
         assert all(torch.equal(weights[key], value) for key, value in short('short-vit').items())
         assert weights.normalization == ((0.1,) * 3, (0.2,) * 3)
         found[name] = info.digest, torch.from_numpy(encode(WORDS, weights))
-    own = load(file, 'open_clip:short-other', tmp_path, print)[1]  # which has that activation
+    # The architecture that has that activation.
+    own = load_weights(file, 'open_clip:short-other', tmp_path, print)[1]
     torch.testing.assert_close(found['quick'][1], torch.from_numpy(encode(WORDS, own)))
     assert abs(found['plain'][1] - found['quick'][1]).max() > 1e-4
     assert found['plain'][0] != found['quick'][0]
@@ -482,4 +487,4 @@ def test_packages_that_cannot_be_had(short, tmp_path, monkeypatch):
             encode(WORDS, short('short-map'))
     monkeypatch.setitem(sys.modules, 'open_clip', None)
     with pytest.raises(WeightsError, match='pip install open_clip_torch'):
-        load('', 'open_clip:ViT-B-16/laion2b_s34b_b88k', tmp_path, print)
+        load_weights('', 'open_clip:ViT-B-16/laion2b_s34b_b88k', tmp_path, print)

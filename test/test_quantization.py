@@ -50,7 +50,7 @@ def test_int8_is_near_float32_alone_and_in_batches(state_dict, kept, flip):
     assert (estimator.engine, estimator.precision) == ('ONNX Runtime', 'int8')
     found = estimator.maps(IMAGES).features
     expected = build(state_dict, kept, SMALL.replace(flip_average=flip)).maps(IMAGES).features
-    assert 0 < engine.difference(found, expected) < quantization.TOLERANCE
+    assert 0 < engine.relative_error(found, expected) < quantization.TOLERANCE
     for image, together in zip(IMAGES, estimator.predict(IMAGES), strict=True):
         np.testing.assert_allclose(  # a value between two levels may become either
             estimator.predict(image).depth, together.depth, rtol=1 / 255)

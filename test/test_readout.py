@@ -15,7 +15,13 @@ from torch.nn.functional import interpolate
 
 from depthclip_ros.core import CameraImage, DepthConfig, depth_steps
 from depthclip_ros.core.anchor import Adjustment
-from depthclip_ros.core.readout import limit_range, read_out, shares, similarity_logits, upsample
+from depthclip_ros.core.readout import (
+    limit_range,
+    read_out,
+    similarity_logits,
+    upsample,
+    upsampling_weights,
+)
 
 NAN, INF = math.nan, math.inf
 
@@ -122,5 +128,5 @@ def test_without_holes_it_is_torchs_interpolation(h, w, height, width, mode, dat
         patches[:, None], (height, width), mode='bilinear', align_corners=mode == 'bilinear')[:, 0]
     assert torch.equal(upsample(patches, (height, width), mode), expected)
     # And shares of patches in rows and columns compute the same.
-    rows, columns = shares(h, height, mode), shares(w, width, mode)
+    rows, columns = upsampling_weights(h, height, mode), upsampling_weights(w, width, mode)
     torch.testing.assert_close(rows @ patches @ columns.T, expected, rtol=1e-4, atol=1e-4)

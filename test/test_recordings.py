@@ -15,21 +15,21 @@ pytest.importorskip('rosbags')
 
 from drives import BagWriter, camera_of_width, drive, write_camera, write_drive, write_folder
 
-from depthclip_ros.calibrate.bags import depth_topic, open_recording, written_depth
+from depthclip_ros.calibrate.bags import depth_topic, language_depth_topic, open_recording
 from depthclip_ros.calibrate.recordings import (
     Moment,
     Options,
     RecordingError,
     blocks,
+    evenly_spaced,
     moments_in_time,
     nearest_pairs,
-    spread_evenly,
 )
 from depthclip_ros.calibrate.registration import resample
 from depthclip_ros.core.errors import DepthClipError
 from depthclip_ros.sim import SimCamera
 from depthclip_ros.sources.bag import BagTopic, camera_topics
-from depthclip_ros.sources.camera_info import CameraCalibration
+from depthclip_ros.sources.camera_info import Intrinsics
 
 RGBD = Path(__file__).parents[1] / '..' / 'shared' / 'bags' / 'rgbd_raw'
 
@@ -61,7 +61,7 @@ def test_a_bag_of_depth_images(frames, tmp_path, depth, tolerance, compressed):
     assert [moment.sequence for moment in recording.moments] == [0] * 4 + [1] * 4
     same(read(recording), frames, tolerance)
     assert [m.time for m in recording.moments] == pytest.approx([f.moment.time for f in frames])
-    assert not recording.left_out
+    assert not recording.failures
     assert [position for position, _ in recording.read([6, 1])] == [1, 6]
     same([frame for _, frame in recording.read([6, 1])], [frames[1], frames[6]], tolerance)
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_brought_onto_the_image(frames, tmp_path):
         read(bag(tmp_path / '1', frames, own_info=camera_of_width(96), info=False))
     recording = bag(tmp_path / '2', frames, 'cloud', tf=False)
     assert read(recording) == []
-    (reason, count), = recording.left_out.items()
+    (reason, count), = recording.failures.items()
     assert "does not connect 'lidar' with" in reason
     assert count == len(frames)
     without = write_drive(tmp_path / '3', frames, 'cloud', info=False)
@@ -130,7 +130,7 @@ def test_slower_depth_goes_to_one_image_each_and_no_frame_is_held_back(tmp_path,
               in enumerate(drive(rooms=1, frames=24, camera=camera_of_width(32)))]
     recording = bag(tmp_path, frames, late=late, depth_every=every)
     measured = frames[::every]
-    assert recording.left_out == {'images without depth at their time': 24 - len(measured)}
+    assert recording.failures == {'images without depth at their time': 24 - len(measured)}
     given = []
     for (_, found), frame in zip(recording.read(range(len(recording))), measured, strict=True):
         np.testing.assert_array_equal(found.rgb, frame.rgb)
@@ -171,7 +171,7 @@ def test_the_packages_own_depth_is_known_by_its_mark_and_not_by_its_name(frames,
                     ('/points', writer.cloud(header, np.ones((5, 3)))),
                     ('/camera/stereo', writer.messages.image(header, '32FC1', frame.depth))):
                 writer.write(topic, message, time)
-    assert written_depth(path) == ('/depth/image' if mark else '')
+    assert language_depth_topic(path) == ('/depth/image' if mark else '')
     if mark:
         same(read(open_recording(path)), frames)
     else:  # the one that is named so
@@ -256,7 +256,7 @@ def test_a_folder(frames, tmp_path, npy, nested):
     assert [f'room{m.sequence}/' if nested else '' for m in recording.moments] == [
         name.removesuffix(name.rpartition('/')[2]) for name in names]
     same(read(recording), [frames[int(name.rpartition('/')[2]) % 8] for name in names], 1e-3)
-    assert not recording.left_out
+    assert not recording.failures
 
 
 def test_a_folder_of_times_and_another_unit(frames, tmp_path):
@@ -311,7 +311,7 @@ def test_names_that_data_sets_and_phones_give(frames, tmp_path, image, depth, ti
     for frame, expected in zip(read(recording), frames, strict=True):
         np.testing.assert_array_equal(frame.rgb, expected.rgb)
         np.testing.assert_allclose(frame.depth, expected.depth, atol=1e-3)
-    assert not recording.left_out
+    assert not recording.failures
 
 
 @pytest.mark.parametrize(('image', 'depth'), [
@@ -331,7 +331,7 @@ def test_depth_goes_to_images_by_the_times_behind_their_numbers(frames, tmp_path
            lambda n: f'depth/{n + 1 - (n > 2):07}-{(33369 * n + 4000) * (n > 0):012}.png')
     (tmp_path / 'depth' / f'{3:07}-{2 * 33369 + 4000:012}.png').unlink()
     recording = open_recording(tmp_path)
-    assert recording.left_out == {'images without depth': 1}
+    assert recording.failures == {'images without depth': 1}
     for frame, expected in zip(read(recording), frames[:2] + frames[3:], strict=True):
         np.testing.assert_array_equal(frame.rgb, expected.rgb)
         np.testing.assert_allclose(frame.depth, expected.depth, atol=1e-3)
@@ -425,8 +425,8 @@ def test_depth_of_another_shape_is_not_stretched(frames, tmp_path, form):
         recording = bag(path, changed, info=False) if form == 'bag' else \
             open_recording(layout(path, changed, 'rgb/{}.png'.format, 'depth/{}.png'.format))
         assert len(read(recording)) == count
-        assert all(word in reason and '96x72' in reason for reason in recording.left_out)
-        assert sum(recording.left_out.values()) == len(frames) - count
+        assert all(word in reason and '96x72' in reason for reason in recording.failures)
+        assert sum(recording.failures.values()) == len(frames) - count
 
 
 def test_a_lens_of_one_camera_alone_is_seen_in_where_depth_lies(frames, tmp_path):
@@ -493,7 +493,7 @@ def test_depth_that_its_driver_has_decimated(frames, tmp_path, depth, size):
         assert np.isfinite(found[0].depth).sum() > 0.6 * 36 * 48
         assert '48x36' in recording.notes[0]
     else:
-        (reason, _), = recording.left_out.items()
+        (reason, _), = recording.failures.items()
         assert '/camera/depth/camera_info' in reason
         assert size in reason
 
@@ -526,8 +526,8 @@ def test_what_is_wrong_with_files_is_counted(frames, tmp_path):
     recording = open_recording(tmp_path)
     for _ in range(2):  # the checks read it, and the fit once more: what is wrong counts once
         assert len(read(recording)) == 1
-    assert sum(recording.left_out.values()) == 7
-    assert recording.left_out['images without depth'] == 1
+    assert sum(recording.failures.values()) == 7
+    assert recording.failures['images without depth'] == 1
 
 
 def test_what_a_file_is_instead_is_said(frames, tmp_path):
@@ -539,10 +539,10 @@ def test_what_a_file_is_instead_is_said(frames, tmp_path):
     (tmp_path / 'rgb' / '2.png').write_bytes(b'<!DOCTYPE html><html>login')
     recording = open_recording(tmp_path)
     assert len(read(recording)) == len(frames) - 2
-    said = ' '.join(recording.left_out)
+    said = ' '.join(recording.failures)
     assert 'a git-lfs pointer' in said
     assert 'a web page' in said
-    assert sum(recording.left_out.values()) == 2
+    assert sum(recording.failures.values()) == 2
 
 
 @pytest.mark.parametrize(('suffix', 'write'), [
@@ -566,7 +566,7 @@ def test_arrays_of_whole_numbers_need_their_unit(frames, tmp_path, kind):
     same(read(open_recording(tmp_path, Options(unit=0.001))), frames, 1e-3)
     recording = open_recording(tmp_path)
     assert read(recording) == []
-    assert 'unit' in str(recording.left_out)
+    assert 'unit' in str(recording.failures)
 
 
 def with_other_depth(frames, camera):
@@ -588,7 +588,7 @@ def test_depth_of_another_camera_comes_onto_the_images(frames, tmp_path, camera,
     folder = write_folder(tmp_path / 'drive', recorded)
     file = write_camera((folder if way == 'beside' else tmp_path) / 'depth_camera.yaml', model)
     recording = open_recording(folder, Options(
-        depth_camera=None if way == 'beside' else CameraCalibration.from_yaml(file)))
+        depth_camera=None if way == 'beside' else Intrinsics.from_yaml(file)))
     note, = (note for note in recording.notes if 'in one place' in note)
     assert '25 mm' in note
     for frame, truth in zip(read(recording), frames, strict=True):
@@ -619,7 +619,7 @@ def test_a_depth_camera_without_the_images_own_is_refused(frames, tmp_path):
 def test_a_depth_camera_is_of_the_depth_that_is_not_registered(frames, tmp_path, form):
     """Both are there: registered depth would be projected a second time."""
     recorded, model = with_other_depth(frames, SimCamera(96, 72, 91.0, 91.0, 46.0, 37.0))
-    options = Options(depth_camera=CameraCalibration.from_yaml(
+    options = Options(depth_camera=Intrinsics.from_yaml(
         write_camera(tmp_path / 'depth.yaml', model)))
     path = tmp_path / 'drive'
     if form == 'folder':
@@ -655,7 +655,7 @@ def test_the_depth_camera_of_a_bag_without_its_camera_info(frames, tmp_path, cam
     source = write_drive(tmp_path / 'bag', recorded, '16UC1')
     file = write_camera(tmp_path / 'depth.yaml', model)
     recording = open_recording(source, Options(
-        depth_camera=CameraCalibration.from_yaml(file)))
+        depth_camera=Intrinsics.from_yaml(file)))
     for frame, truth in zip(read(recording), frames, strict=True):
         known = np.isfinite(frame.depth)
         assert known.mean() > 0.3
@@ -667,7 +667,7 @@ def test_a_depth_camera_of_a_cloud_is_refused(frames, tmp_path):
     source = write_drive(tmp_path / 'bag', frames, 'cloud')
     file = write_camera(tmp_path / 'depth.yaml', frames[0].camera)
     with pytest.raises(RecordingError, match='PointCloud2'):
-        open_recording(source, Options(depth_camera=CameraCalibration.from_yaml(file)))
+        open_recording(source, Options(depth_camera=Intrinsics.from_yaml(file)))
 
 
 def test_names_that_are_no_utf8(frames, tmp_path):
@@ -760,7 +760,7 @@ def test_a_camera_of_images_of_another_size_is_named_as_a_file(frames, tmp_path,
         write_camera(folder / 'camera.yaml', camera)
     recording = open_recording(folder, Options(camera=None if way == 'beside' else camera))
     assert read(recording) == []
-    (said, _), = recording.left_out.items()
+    (said, _), = recording.failures.items()
     assert 'camera.yaml' in said or '--camera-info' in said
     assert '192x144' in said
     assert '96x72' in said
@@ -787,8 +787,8 @@ def test_sequences_end_at_pauses():
 
 
 def test_even_choice_and_resampling():
-    assert spread_evenly(5, 10) == [0, 1, 2, 3, 4]
-    assert spread_evenly(101, 5) == [0, 25, 50, 75, 100]
+    assert evenly_spaced(5, 10) == [0, 1, 2, 3, 4]
+    assert evenly_spaced(101, 5) == [0, 25, 50, 75, 100]
     depth = np.arange(12, dtype=np.float32).reshape(3, 4)
     np.testing.assert_array_equal(resample(depth, 6, 8)[::2, ::2], depth)
 
@@ -798,7 +798,7 @@ def test_a_real_bag():
     recording = open_recording(RGBD)
     found = read(recording)
     assert len(found) == 9
-    assert not recording.left_out
+    assert not recording.failures
     for frame in found:
         assert frame.rgb.shape == (480, 640, 3)
         assert 1.8 < np.nanmedian(frame.depth) < 1.9

@@ -26,7 +26,7 @@ from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.messages.image_io import to_rgb
 from depthclip_ros.sim import RenderOptions, Scene, camera_pose, render, trajectory
-from depthclip_ros.sim.views import SimConfig, View
+from depthclip_ros.sim.views import SimConfig, SimulatedView
 from depthclip_ros.sources.sim_camera import SimCameraNode, transform
 
 SECOND = 1_000_000_000
@@ -205,7 +205,7 @@ def test_parameters_are_fixed(make_node):
 
 
 def test_without_subscribers_nothing_is_rendered(make_node, monkeypatch):
-    monkeypatch.setattr(View, 'frame', lambda *_: pytest.fail('rendered for nobody'))
+    monkeypatch.setattr(SimulatedView, 'frame', lambda *_: pytest.fail('rendered for nobody'))
     node = make_node()
     node._tick()
     assert node.published == 1

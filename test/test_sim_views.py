@@ -11,8 +11,8 @@ import pytest
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.sim import KINDS, RenderOptions, Scene, render, trajectory, views
-from depthclip_ros.sim.views import Schedule, SimConfig, View, room
-from depthclip_ros.sources.camera_info import CameraCalibration
+from depthclip_ros.sim.views import Schedule, SimConfig, SimulatedView, generate_room
+from depthclip_ros.sources.camera_info import Intrinsics
 
 SMALL = {'width': 64, 'height': 48}
 SECOND = 1_000_000_000
@@ -22,8 +22,9 @@ def view(index=0, **settings):
     """One camera's view, and the list of (time, room) that it announces."""
     announced = []
     config = SimConfig(**{**SMALL, 'kind': 'office', 'seed': 3, **settings})
-    return View(config, index, lambda time, room: announced.append((time, str(room))),
-                pytest.fail), announced
+    view = SimulatedView(
+        config, index, lambda time, room: announced.append((time, str(room))), pytest.fail)
+    return view, announced
 
 
 # Settings ----------------------------------------------------------------------------------
@@ -55,7 +56,7 @@ def test_the_calibration_projects_as_the_camera_does(settings):
         class roi:  # noqa: N801
             x_offset = y_offset = height = width = 0
 
-    CameraCalibration.of_sim(camera).fill(Info)
+    Intrinsics.of_sim(camera).fill(Info)
     model = CameraModel.from_info(Info)
     points = np.array([[0.3, -0.2, 1.0], [0.0, 0.0, 2.0], [-0.4, 0.3, 1.5]])
     x, y = camera.distort(points[:, 0] / points[:, 2], points[:, 1] / points[:, 2])
@@ -151,7 +152,7 @@ def test_a_room_without_a_place_for_the_camera_is_said_and_left_out(monkeypatch)
         return trajectory(scene, seed)
     monkeypatch.setattr(views, 'trajectory', full)
     warnings = []
-    assert str(room('office', 4, warnings.append)) == 'office, seed 6'
+    assert str(generate_room('office', 4, warnings.append)) == 'office, seed 6'
     assert [w.partition(':')[0] for w in warnings] == [
         f'no free place for a camera in office {seed}' for seed in (4, 5)]
-    assert room('all', 4, warnings.append).scene.kind == KINDS[4]  # the kind stays
+    assert generate_room('all', 4, warnings.append).scene.kind == KINDS[4]  # the kind stays

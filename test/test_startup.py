@@ -35,7 +35,7 @@ ready = list(sys.modules)
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
 from depthclip_ros.core import CameraImage
-from depthclip_ros.messages import types as messages
+from depthclip_ros.messages import message_types as messages
 from depthclip_ros.messages.node_config import NodeConfig
 from depthclip_ros.messages.camera_context import CameraContext
 from depthclip_ros.messages.image_io import to_rgb
@@ -95,8 +95,8 @@ import os, sys
 from depthclip_ros import executables
 import depthclip_ros.core
 assert 'torch' not in sys.modules
-before = executables.waiting()
-executables.said = lambda: print(f'{before!r} {executables.waiting()!r}') or 0
+before = executables.openmp_settings()
+executables.said = lambda: print(f'{before!r} {executables.openmp_settings()!r}') or 0
 executables.run('test', 'executables', 'said')
 """
 

@@ -24,13 +24,12 @@ from depthclip_ros.core import weights as weights_module
 from depthclip_ros.core.errors import quoted
 from depthclip_ros.core.file_formats import kind_of
 from depthclip_ros.core.files import atomic, open_regular, user_path
+from depthclip_ros.core.releases import RELEASES, file_digest
 from depthclip_ros.core.weights import (
-    RELEASES,
     architecture,
     cache_folder,
-    fetch,
-    file_digest,
-    load,
+    download_release,
+    load_weights,
     read_file,
 )
 
@@ -88,18 +87,18 @@ def server(tmp_path, release, archive):
 
 def test_download_once_then_from_a_cache(server, release, tmp_path, monkeypatch):
     address, served, requests = server
-    path = fetch('RN50', tmp_path / 'cache', print, address)
+    path = download_release('RN50', tmp_path / 'cache', print, address)
     assert path == tmp_path / 'cache/weights/RN50.pt'
-    assert fetch('RN50', tmp_path / 'cache', print, address, offline=True) == path
+    assert download_release('RN50', tmp_path / 'cache', print, address, offline=True) == path
     assert [file.name for file in path.parent.iterdir()] == ['RN50.pt']
-    info, state_dict = load('RN50', 'RN50', tmp_path / 'cache', print, offline=True)
+    info, state_dict = load_weights('RN50', 'RN50', tmp_path / 'cache', print, offline=True)
     assert (info.trained, info.digest) == (True, file_digest(path))
     assert 'visual.conv1.weight' in state_dict
     monkeypatch.setenv('HOME', str(tmp_path))
     own = tmp_path / '.cache/clip' / release.file  # of OpenAI's own loader
     own.parent.mkdir(parents=True)
     own.write_bytes(served.read_bytes())
-    assert fetch('RN50', tmp_path / 'other', print, address) == own
+    assert download_release('RN50', tmp_path / 'other', print, address) == own
     assert len(requests) == 1
 
 
@@ -118,7 +117,7 @@ def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(server, tmp_pa
     address = {'torn': f'{address}/TORN', 'no server': 'http://127.0.0.1:9'}.get(fault, address)
     remedies = 'depthclip fetch RN50.*cache_dir.*--weights demo'
     with pytest.raises(WeightsError, match=rf'{reason}.*{remedies}'):
-        fetch('RN50', tmp_path / 'cache', print, address)
+        download_release('RN50', tmp_path / 'cache', print, address)
     assert [path for path in (tmp_path / 'cache').rglob('*') if path.is_file()] == []
 
 
@@ -128,7 +127,7 @@ def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(server, tmp_pa
     ('openai/clip-vit-large-patch14-336', 'ViT-L/14@336px'), ('ViT-H-14', ''), ('50', '')])
 def test_a_backbone_in_the_spelling_of_others_is_recognized(spelt, meant, tmp_path):
     with pytest.raises(WeightsError) as error:
-        load('', spelt, tmp_path, print, offline=True)
+        load_weights('', spelt, tmp_path, print, offline=True)
     hint = f'did you mean {meant}?'
     assert hint in str(error.value) if meant else 'did you' not in str(error.value)
 
@@ -145,9 +144,9 @@ def test_names_and_files_that_are_none(release, tmp_path, tiny):
             ('missing.pt', 'auto', 'No such file.*RN50'), ('/dev/zero', 'auto', 'not a file'),
             ('~nobody-of-that-name/x.pt', 'auto', 'No such file')):
         with pytest.raises(WeightsError, match=message):
-            load(weights, backbone, tmp_path, print, offline=True)
+            load_weights(weights, backbone, tmp_path, print, offline=True)
     with pytest.raises(WeightsError, match=r"'RN51'.*RN50"):
-        fetch('RN51', tmp_path)
+        download_release('RN51', tmp_path)
 
 
 def test_archive_and_state_dict_hold_the_same(archive, release, tiny, tmp_path):
@@ -233,7 +232,7 @@ def test_damaged_files_end_in_a_reason(kind, reason, archive, tiny, tmp_path):
                       'one page': whole[:page] + b'\0' * 64 + whole[page + 64:]}.get(
         kind, whole[:len(whole) // 2]))
     with pytest.raises(WeightsError, match=rf'{path}: .*{reason}'):
-        load(path, 'auto', tmp_path, print)
+        load_weights(path, 'auto', tmp_path, print)
 
 
 def others(tiny):
@@ -273,14 +272,14 @@ def test_weights_as_others_save_them(kind, tiny, tmp_path):
     (tmp_path / name).write_bytes((tmp_path / 'legacy').read_bytes())
     part = {'ln_final.bias': torch.zeros(64)} if kind == 'a part of a storage' else {}
     for weights in (tmp_path / 'x.safetensors', tmp_path / name, content):
-        state_dict = load(weights, 'auto', tmp_path, lines.append)[1]
+        state_dict = load_weights(weights, 'auto', tmp_path, lines.append)[1]
         assert state_dict.keys() == tiny.keys()
         for key, tensor in state_dict.items():
             assert torch.equal(tensor.double(), {**tiny, **part}[key].double())
     assert sum('left out' in line and left_out in line for line in lines) == (3 if left_out else 0)
     safetensors.torch.save_file(tiny, tmp_path / 'y.pt')
     path = (tmp_path / 'y.pt').rename(tmp_path / os.fsdecode(b'y\xe9.pt'))
-    assert load(path, 'auto', tmp_path, lines.append)[1].keys() == tiny.keys()
+    assert load_weights(path, 'auto', tmp_path, lines.append)[1].keys() == tiny.keys()
 
 
 @pytest.mark.parametrize(('keys', 'reason'), [
@@ -293,7 +292,7 @@ def test_weights_of_another_model_are_named(keys, reason, tmp_path):
     shard = tmp_path / 'x-00001-of-00003.bin'
     torch.save({key: torch.ones(2) for key in keys}, shard)
     with pytest.raises(WeightsError, match=rf'{reason}') as error:
-        load(shard, 'auto', tmp_path, print)
+        load_weights(shard, 'auto', tmp_path, print)
     assert 'one of 3 shards' in str(error.value)
 
 
@@ -310,10 +309,10 @@ def test_files_that_are_no_weights_are_named(content, reason, tmp_path):
     path = tmp_path / 'x.safetensors'
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=reason) as error:
-        load(path, 'auto', tmp_path, print)
+        load_weights(path, 'auto', tmp_path, print)
     assert 'damaged' not in str(error.value)
     with pytest.raises(WeightsError, match=r'Give weights: one of the files in it \(x\.safetens'):
-        load(tmp_path, 'auto', tmp_path, print)
+        load_weights(tmp_path, 'auto', tmp_path, print)
 
 
 def test_what_cannot_be_opened_has_a_kind_too(tmp_path):
@@ -326,14 +325,14 @@ def test_what_a_state_dict_does_not_say_is_said(tmp_path, release, archive):
     """Heads and activation: refused where a head of another width is likely, else named."""
     lines = []
     vit = clip_standin.TINY_VIT
-    load(clip_standin.state_dict(2, **vit), 'auto', tmp_path, lines.append)
+    load_weights(clip_standin.state_dict(2, **vit), 'auto', tmp_path, lines.append)
     assert sum('QuickGELU' in line and 'open_clip:' in line for line in lines) == 1
     for width in (320, 1152, 1280, 1408, 1664, 1792):
         with pytest.raises(WeightsError, match=rf'{width} wide.*backbone: open_clip:ARCHITECTURE'):
-            load(clip_standin.state_dict(2, **{**vit, 'width': width, 'vit_layers': 1}), 'auto',
-                 tmp_path, print)
-    load(archive, 'RN50', tmp_path, lines.append)
-    load('demo', 'auto', tmp_path, lines.append)
+            load_weights(clip_standin.state_dict(2, **{**vit, 'width': width, 'vit_layers': 1}),
+                         'auto', tmp_path, print)
+    load_weights(archive, 'RN50', tmp_path, lines.append)
+    load_weights('demo', 'auto', tmp_path, lines.append)
     assert sum('QuickGELU' in line for line in lines) == 1
 
 
@@ -384,8 +383,8 @@ def test_the_caller_s_state_dict_is_left_alone(tiny, tmp_path):
 
 def test_untrained_is_deterministic_and_says_so(tmp_path, release):
     before = torch.random.get_rng_state()
-    info, first = load('untrained', 'RN50', tmp_path, print)
-    _, second = load('untrained', 'auto', tmp_path, print)
+    info, first = load_weights('untrained', 'RN50', tmp_path, print)
+    _, second = load_weights('untrained', 'auto', tmp_path, print)
     assert not info.trained
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert torch.equal(before, torch.random.get_rng_state())

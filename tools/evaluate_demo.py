@@ -33,11 +33,11 @@ from depthclip_ros.core.readout import read_out, upsample  # noqa: E402
 from depthclip_ros.core.weights import read_file  # noqa: E402
 from depthclip_ros.evaluation.metrics import (  # noqa: E402
     Float32,
-    Multiples,
+    ScaledScores,
     Sums,
     best_rows,
+    by_name,
     metrics_of,
-    named,
 )
 from depthclip_ros.sim import KINDS, Frame  # noqa: E402
 
@@ -68,10 +68,10 @@ def evaluate(
             for order in orders], axis=0))
         rows['random words'].append(rooms.scores(random.predict(view.rgb).depth, truth))
         rows['shuffled images'].append(rooms.scores(other_prediction.depth, truth))
-    curve = np.mean([metrics_of(Multiples(1.0, view.depth.ravel()).score(CONSTANTS))
+    curve = np.mean([metrics_of(ScaledScores(1.0, view.depth.ravel()).score(CONSTANTS))
                      for view in views], axis=0)
     best = best_rows(curve)
-    metres = named(CONSTANTS[best])
+    metres = by_name(CONSTANTS[best])
     by_kind = {kind: [s for s, view in zip(rows['model'], views, strict=True) if view.kind == kind]
                for kind in KINDS}
     return {'images': len(views), 'tokens': list(config.tokens), 'bins': list(config.bins),
@@ -91,7 +91,7 @@ def _depth(logits: Float32, config: DepthConfig, view: Frame) -> Float32:
 
 
 def _means(values: Sequence[Sums]) -> dict[str, float]:
-    mean = named(np.mean(values, axis=0))
+    mean = by_name(np.mean(values, axis=0))
     return {metric: round(mean[metric], 4) for metric in METRICS}
 
 

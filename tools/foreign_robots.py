@@ -34,14 +34,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import machine, rooms  # noqa: E402
 from depthclip_ros import sim  # noqa: E402
-from depthclip_ros.calibrate.errorbars import REACH  # noqa: E402
+from depthclip_ros.calibrate.errorbars import QUANTILE_STDDEVS  # noqa: E402
 from depthclip_ros.calibrate.fit import fit  # noqa: E402
 from depthclip_ros.calibrate.recordings import Frame, Moment  # noqa: E402
 from depthclip_ros.core import CameraImage, DepthEstimator  # noqa: E402
 from depthclip_ros.core.anchor import Adjustment, Points, ScaleFilter  # noqa: E402
 from depthclip_ros.core.camera import CameraModel  # noqa: E402
 from depthclip_ros.core.prediction import DepthPrediction  # noqa: E402
-from depthclip_ros.evaluation.metrics import Float32, named  # noqa: E402
+from depthclip_ros.evaluation.metrics import Float32, by_name  # noqa: E402
 from depthclip_ros.messages.node_config import read_config  # noqa: E402
 
 Results = Mapping[str, Any]
@@ -73,10 +73,11 @@ class Robot(NamedTuple):
             if any(c.distortion) else pinhole
 
 
-def wide(degrees: float) -> sim.SimCamera:
-    """A camera of square pixels without distortion, so many degrees wide."""
+def wide(degrees: float, height: int = HEIGHT, *distortion: float) -> sim.SimCamera:
+    """A camera of square pixels, so many degrees wide, with distortion k1, k2, p1, p2, k3."""
     focal = WIDTH / 2 / math.tan(math.radians(degrees / 2))
-    return sim.SimCamera(WIDTH, HEIGHT, focal, focal, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)
+    camera = sim.SimCamera(WIDTH, height, focal, focal, (WIDTH - 1) / 2, (height - 1) / 2)
+    return replace(camera, distortion=distortion) if distortion else camera
 
 
 ROBOTS = {
@@ -87,6 +88,15 @@ ROBOTS = {
     'E': Robot('half the exposure, a lens that distorts', replace(
         USUAL, distortion=(-0.25, 0.06, 0.001, -0.001, 0.0)), exposure=0.5)}
 LENSES = {63: ROBOTS['A'], 50: Robot('', wide(50)), 75: Robot('', wide(75)), 90: ROBOTS['B']}
+BARREL, PINCUSHION = (-0.25, 0.06, 0.0, 0.0, 0.0), (0.2, -0.03, 0.0, 0.0, 0.0)
+WIDE_PICTURE = WIDTH * 9 // 16
+CAMERAS = {
+    '63°, as in training': USUAL, '40°': wide(40), '50°': wide(50), '75°': wide(75),
+    '90°': wide(90), '110°': wide(110), '63°, barrel': replace(USUAL, distortion=BARREL),
+    '63°, pincushion': replace(USUAL, distortion=PINCUSHION),
+    '90°, barrel': wide(90, HEIGHT, *BARREL), '16:9, 69°, stretched': wide(69, WIDE_PICTURE),
+    '16:9, 90°, stretched': wide(90, WIDE_PICTURE), '1:1, 50°, stretched': wide(50, WIDTH)}
+SCALES = np.geomspace(0.6, 1.7, 43)  # tried for the best; 2.5 % apart
 
 
 def free_rooms(mount: sim.Mount, first: int, count: int) -> list[int]:
@@ -199,13 +209,13 @@ def anchors_of(frames: Sequence[Frame], scale: ScaleFilter | None = None, outlie
 def row(frames: Sequence[Frame], depth: Iterable[Float32]) -> dict[str, float]:
     """All that the tables say of a method: means over images."""
     every = [rooms.scores(p, frame.depth) for p, frame in zip(depth, frames, strict=True)]
-    mean = named(np.mean(every, axis=0))
+    mean = by_name(np.mean(every, axis=0))
     return {'d1': mean['d1'], 'rmse [m]': mean['rmse'], 'rel': mean['rel']}
 
 
 def coverage(frames: Sequence[Frame], predictions: Sequence[DepthPrediction]) -> dict[str, Any]:
     """Shares of pixels within 1.645 standard deviations: all, by kind of room, and of depth."""
-    inside = np.stack([np.abs(p.depth - frame.depth) <= REACH * p.stddev()
+    inside = np.stack([np.abs(p.depth - frame.depth) <= QUANTILE_STDDEVS * p.stddev()
                        for p, frame in zip(predictions, frames, strict=True)])
     shares, kinds = inside.mean((1, 2)), np.array([frame.moment.name for frame in frames])
     order = np.stack([p.depth[::4, ::4] for p in predictions]).ravel().argsort(kind='stable')
@@ -284,9 +294,23 @@ def anchors(bench: Bench) -> dict[str, Any]:
     return result
 
 
+def cameras(bench: Bench) -> dict[str, Any]:
+    """Rmse in metres of other cameras, zero-shot: without and with focal length, best scale."""
+    result = {}
+    for name, camera in CAMERAS.items():
+        test = unseen(Robot(name, camera), bench.size.rooms)
+        bench.use(focal=False)
+        without = bench.row(test)['rmse [m]']
+        bench.use()
+        depth = [p.depth for p in bench.predict(test)]
+        scaled = [row(test, [scale * p for p in depth])['rmse [m]'] for scale in (1.0, *SCALES)]
+        result[name] = {'without': without, 'with': scaled[0], 'best scale': min(scaled)}
+    return result
+
+
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     **{f'robot {name}': partial(measure_robot, robot_name=name) for name in ROBOTS},
-    'lenses': lenses, 'anchors': anchors}
+    'lenses': lenses, 'anchors': anchors, 'cameras': cameras}
 
 # The pages ---------------------------------------------------------------------------------------
 
@@ -295,6 +319,7 @@ COLUMNS = {  # of the table of robots, beside those of `rows`: calibrated on, an
     'calibrated: 5 rooms': (FIVE, 'calibrated'), '10 rooms': (TEN, 'calibrated'),
     '200 rooms': (ALL, 'calibrated'), '10 rooms, anchor': (TEN, 'calibrated, anchor'),
     'mean map': (TEN, 'mean map')}
+SCALE_COLUMNS = 'without', 'with', 'best scale'
 DECILES = [f'{place}.' for place in range(1, 11)]
 
 
@@ -319,7 +344,10 @@ def tables(results: Results) -> dict[str, list[list[str]]]:
         'anchors': [['robot', 'no anchor', *CASES], *([name, *(f'{ratio:.3f}' for ratio in (
             rows['rmse without an anchor [m]'] / rows['rmse with the oracle scale [m]'],
             *(rows['cases'][case]['of the oracle scale'] for case in CASES)))]
-            for name, rows in measured.get('anchors', {}).items())]}
+            for name, rows in measured.get('anchors', {}).items())],
+        'cameras': [['camera', *SCALE_COLUMNS], *(
+            [name, *(f'{rows[column]:.3f}' for column in SCALE_COLUMNS)]
+            for name, rows in measured.get('cameras', {}).items())]}
 
 
 def _rmse(values: Mapping[str, float] | None) -> str:
@@ -364,7 +392,7 @@ def main() -> None:
             'measured': measured})
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', 'utf-8')
-    for page in ('robots.md', 'notes/robots.md'):
+    for page in ('robots.md', 'notes/robots.md', 'scale.md'):
         text = (ROOT / 'docs' / page).read_text(encoding='utf-8')
         (options.out / page).parent.mkdir(parents=True, exist_ok=True)
         (options.out / page).write_text(filled(text, results), encoding='utf-8')

@@ -116,7 +116,7 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     from std_msgs.msg import Header
 
     from depthclip_ros.cli.demo_recorder import cloud_points
-    from depthclip_ros.messages.message_types import make
+    from depthclip_ros.messages.message_types import create_message
     from depthclip_ros.messages.outputs import cloud_message
     model = CameraModel.pinhole(camera.width, camera.height, camera.fx)
     prediction = estimator.predict(CameraImage(frame.rgb, model))
@@ -127,7 +127,7 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     colors = frame.rgb[(np.arange(rows) * 2 + 1)[:, None] * height // (2 * rows),
                        (np.arange(columns) * 2 + 1)[None] * width // (2 * columns)]
     cloud = cloud_points(cloud_message(
-        make, Header(), rays, depth, np.ascontiguousarray(colors)))
+        create_message, Header(), rays, depth, np.ascontiguousarray(colors)))
     step = 8
     dense = model.patch_rays(height // step, width // step)
     true = (dense * frame.depth[step // 2::step, step // 2::step, None]).reshape(-1, 3)

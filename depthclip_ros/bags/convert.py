@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
-    from ..messages.camera_context import Answer, Frame
+    from ..messages.camera_context import DepthResult, Frame
     from ..sources.metadata import Channel
     from ..sources.storage import Message
     from .conversion_options import BagCamera
@@ -336,7 +336,7 @@ class _Conversion:
                     self._write(self._new[topic], message._replace(data=data, sequence=0))
             self._update_report(camera, answer)
 
-    def _update_report(self, camera: _Camera, answer: Answer) -> None:
+    def _update_report(self, camera: _Camera, answer: DepthResult) -> None:
         """Count a predicted image, and log problems of its camera or anchor once."""
         self.report.answered += 1
         frame, outputs = answer.frame, camera.plan.outputs
@@ -356,7 +356,7 @@ class _Conversion:
         if anchor.condition:
             self._log_once(f'{camera.plan.label}The anchor is not followed ({anchor.condition}): '
                            f'{anchor.reason}', camera.plan.label + anchor.condition)
-        if anchor.filter.state.unusual:
+        if anchor.filter.state.is_unusual:
             self._log_once(camera.plan.label + unusual_scale(
                 self._options.node.anchor, anchor.filter.state), f'{camera.plan.label}unusual')
 
@@ -378,7 +378,7 @@ def _count(counts: dict[str, int], key: str) -> int:
     return counts[key] - 1
 
 
-def _serialize_output(relative: str, answer: Answer) -> bytes | None:
+def _serialize_output(relative: str, answer: DepthResult) -> bytes | None:
     """Serialise an image's message for a new topic; None if there is none."""
     if relative == COMPRESSED_DEPTH:
         # As compressed_depth_image_transport makes it of 16UC1, whose header is not used.

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..sources.bag import read as deserialize
-from ..sources.bag import typestore
+from ..sources.bag import deserialize, typestore
 from ..sources.metadata import QOS, Channel
 
 __all__ = ['create_message', 'deserialize', 'output_channel', 'serialize', 'typestore']

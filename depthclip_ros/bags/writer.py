@@ -18,7 +18,7 @@ from mcap import records
 from mcap.writer import Writer
 
 from ..sources.bag import Bag
-from ..sources.metadata import METADATA, QOS, About, Channel
+from ..sources.metadata import METADATA, QOS, BagMetadata, Channel
 from ..sources.storage import ABOUT, ROSBAG2, Message
 
 # As rosbag2 creates them since Iron.
@@ -54,9 +54,10 @@ class BagWriter(ExitStack):
         folder.mkdir()
         self._folder, self._channel_ids = folder, dict[Channel, int]()
         self._counts, self._times = Counter[Channel](), list[int]()
-        compression = 'none' if source.is_mcap else source.about.compression
-        self._metadata = About(compression=compression, custom={**source.about.custom, **custom},
-                               distro=source.about.distro)
+        compression = 'none' if source.is_mcap else source.metadata.compression
+        self._metadata = BagMetadata(
+            compression=compression, custom={**source.metadata.custom, **custom},
+            distro=source.metadata.distro)
         self._path = folder / (folder.name + ('.mcap' if source.is_mcap else '.db3'))
         self._file = _McapWriter(self._path, self, source.beside()) if source.is_mcap else \
             _SqliteWriter(self._path, self)

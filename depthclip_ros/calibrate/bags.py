@@ -28,7 +28,7 @@ from ..messages.message_types import (
     SCAN,
     TF,
     nanoseconds,
-    parse,
+    parse_message,
     stamp_of,
     topic_name,
 )
@@ -43,18 +43,18 @@ from ..sources.bag import (
     CameraTopics,
     camera_info_beside,
     camera_topics,
+    deserialize,
     is_bag,
     language_depth_topics,
     unread_sensors,
 )
-from ..sources.bag import read as read_message
 from .folders import files_beside, knows_depth_camera, of_folder, training_split
 from .recordings import (
     CLIPPING_FRAMES,
     DEFAULT_OPTIONS,
     Clipping,
+    FailureCounts,
     Frame,
-    LeftOut,
     Moment,
     Options,
     Recording,
@@ -132,7 +132,7 @@ def of_bag(path: str | Path, options: Options = DEFAULT_OPTIONS) -> Recording:
             f'{path}: no image of {bag.image} ({images_at}) has depth of {depth.name} '
             f'({depth_at}) within {options.tolerance:g} s of its stamp. Give both drivers the '
             'same clock and record again; where stamps differ by little, --tolerance allows more.')
-    bag.left_out.update(LeftOut({
+    bag.failures.update(FailureCounts({
         'images without depth at their time': len(times[0]) - len(pairs),
         'depth without an image at its time': len(times[1]) - len(pairs)}))
     bag.pairs = [(order[0][i], order[1][j]) for i, j in pairs]
@@ -142,7 +142,7 @@ def of_bag(path: str | Path, options: Options = DEFAULT_OPTIONS) -> Recording:
         [f'{times[0][i] / NANOSECONDS:.3f}' for i, _ in pairs])
     return Recording(
         str(path), f'{bag.image} with depth of {depth.name} ({depth.type.rpartition("/")[2]})',
-        bag.moments, bag.decoders, bag.left_out, topics=(bag.image, depth.name),
+        bag.moments, bag.decoders, bag.failures, topics=(bag.image, depth.name),
         notes=bag.notes)
 
 
@@ -159,7 +159,7 @@ class _Bag:
         self.pairs: list[tuple[int, int]] = []  # indices of messages, by topic
         self.moments: list[Moment] = []
         self.tree = TransformTree(most_entries=0)
-        self.left_out, self.clipping = LeftOut(), Clipping()
+        self.failures, self.clipping = FailureCounts(), Clipping()
         self.notes: list[str] = []
         if options.depth_camera and not self.is_image:
             raise RecordingError(
@@ -199,9 +199,10 @@ class _Bag:
                     self.stamps[topic].append(stamp_of(data) or received)
                 elif types[topic] == TF or topic not in self.cameras:
                     try:
-                        self._add(topic, parse(read_message, data, types[topic], DataError))
+                        self._add(topic, parse_message(
+                            deserialize, data, types[topic], DataError))
                     except (DataError, ValueError) as error:
-                        self.left_out[self.left_out.cause(error, topic)] += 1
+                        self.failures[self.failures.cause(error, topic)] += 1
 
     def _update_clipping(self, data: bytes) -> None:
         """Count clipped pixels in about `CLIPPING_FRAMES` of the depth images."""
@@ -209,13 +210,13 @@ class _Bag:
         if self.is_image and len(self.stamps[self.depth.name]) % every == 0:
             with suppress(DataError):  # counted when the frame is read
                 self.clipping.update(self._metres(
-                    parse(read_message, data, self.depth.type, DataError)))
+                    parse_message(deserialize, data, self.depth.type, DataError)))
 
     def _add(self, topic: str, message: Any) -> None:
         """Store a camera_info, or transforms."""
         if hasattr(message, 'transforms'):
             for problem in self.tree.add_message(message, static=topic.endswith('tf_static')):
-                self.left_out[f'transform: {problem}'] += 1
+                self.failures[f'transform: {problem}'] += 1
             return
         self.cameras[topic] = CameraModel.from_info(
             message, self.depth_rectified if topic == self.depth_info else self.options.rectified)
@@ -238,7 +239,7 @@ class _Bag:
                     yield position, partial(self._frame, waiting.pop(position), position)
 
     def _frame(self, parts: dict[str, tuple[str, bytes]], position: int) -> Frame:
-        image, depth = (parse(read_message, parts[topic][1], parts[topic][0], DataError)
+        image, depth = (parse_message(deserialize, parts[topic][1], parts[topic][0], DataError)
                         for topic in self.stamps)
         rgb = np.ascontiguousarray(to_rgb(image))
         check_size(self.camera, *rgb.shape[:2],
@@ -332,7 +333,7 @@ def depth_topic(
         f'{unread_sensors(topics)}.')
 
 
-def written_depth(path: str | Path) -> str:
+def language_depth_topic(path: str | Path) -> str:
     """Return the topic of language depth that this package wrote into a bag; '' without one.
 
     Raises:

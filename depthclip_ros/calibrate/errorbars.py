@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.calibration import SPREADS, factor, spread_terms
+from ..core.calibration import STDDEV_RATIO_LIMITS, log_conformal_factor, spread_terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Float64 = NDArray[np.float64]
 
-COVERAGE, REACH = 0.9, 1.645  # fraction of pixels within so many standard deviations
+COVERAGE, QUANTILE_STDDEVS = 0.9, 1.645  # fraction of pixels within so many standard deviations
 DECILES = 10
 MIN_ERROR = 0.01  # of depth; smaller errors are chance
 RIDGE = 1e-3  # ridge parameter per observation
@@ -82,10 +82,10 @@ class _Errors:
 
     def ratios(self, weights: Float64, knots: Float64) -> Float64:
         """Return the ratio (F, S) of the error to 1.645 predicted standard deviations."""
-        logarithm = np.einsum('t,ftp->fp', weights, self._terms) + factor(
+        logarithm = np.einsum('t,ftp->fp', weights, self._terms) + log_conformal_factor(
             torch.from_numpy(knots), torch.from_numpy(self._log_depth)).numpy()
-        return np.asarray(self._error / (REACH * self._problem.upsampled(
-            self._patch_depth * np.exp(logarithm).clip(*SPREADS))))
+        return np.asarray(self._error / (QUANTILE_STDDEVS * self._problem.upsampled(
+            self._patch_depth * np.exp(logarithm).clip(*STDDEV_RATIO_LIMITS))))
 
     def fit(self, frames: NDArray[np.bool_]) -> tuple[Float64, Float64]:
         """Fit log error to some frames: weights (T,), knots (2, N) of a log factor by depth."""

@@ -23,7 +23,15 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from ..core.calibration import BOUND, About, Calibration, likeness, look, no_kernel, project
+from ..core.calibration import (
+    FITTED_SETTINGS,
+    Calibration,
+    CalibrationOrigin,
+    embed_patches,
+    empty_kernel,
+    gaussian_kernel,
+    project,
+)
 from ..core.estimator import DepthEstimator
 from .errorbars import ErrorBars, error_bars
 from .problem import Problem, geometric_mean
@@ -111,20 +119,21 @@ def fit(
         verdict = f'Variant {variant} was asked for. {verdict}'
         selected, improved = variant, False
     # Frames that were fitted without a focal ratio must not be multiplied by one afterwards.
-    config = {name: value for name, value in estimator.config.to_dict().items() if name in BOUND}
+    settings = estimator.config.to_dict()
+    config = {name: settings[name] for name in FITTED_SETTINGS}
     if not problem.camera_known and config['reference_focal']:
         config['reference_focal'] = 0.0
         verdict += (' The recording tells no focal length, so that this belongs to its own lens '
                     'alone (reference_focal is 0).')
     log(verdict)
     bars = error_bars(problem, predictions[selected])
-    about = About(
+    origin = CalibrationOrigin(
         source=source, variant=selected, frames=problem.count, blocks=problem.blocks,
         weights=estimator.weights.digest, weights_name=estimator.weights.name,
         focal_ratio=geometric_mean(problem.focal_ratio), config=config, split=split,
         images=problem.digests, camera_known=problem.camera_known, precision=estimator.precision)
     return FitResult(
-        Calibration(about, {**problem.camera_arrays, **bars.arrays, **correction_arrays(
+        Calibration(origin, {**problem.camera_arrays, **bars.arrays, **correction_arrays(
             problem, selected, shrinkage, simple_variant(errors))}),
         selected, improved, verdict,
         {name: problem.scores(values).mean(axis=0) for name, values in predictions.items()},
@@ -207,7 +216,7 @@ def correction_arrays(
 ) -> dict[str, Float32]:
     """Fit a variant to all frames; 'full' is shrunk toward the variant `simple`."""
     frames = np.arange(problem.count)
-    log_scale, arrays = problem.log_scale(frames), no_kernel(problem.trunk[0].shape[1])
+    log_scale, arrays = problem.log_scale(frames), empty_kernel(problem.trunk[0].shape[1])
     bias = log_scale if variant == 'scale' or (variant == 'full' and simple == 'scale') else 0.0
     if variant == 'full':
         model = NystroemRidge.fit(problem, frames)
@@ -244,7 +253,7 @@ class NystroemRidge(NamedTuple):
         candidates = torch.cat([rows[rng.permutation(len(rows))[:per_frame]]
                                 for rows in features.chunk(len(frames))])
         landmarks = candidates[rng.permutation(len(candidates))[:LANDMARKS]]
-        values, vectors = torch.linalg.eigh(likeness(landmarks, landmarks).double())
+        values, vectors = torch.linalg.eigh(gaussian_kernel(landmarks, landmarks).double())
         whitening = vectors / (values.clamp_min(0.0) + JITTER).sqrt()
         # Neighbouring patches agree, so that a finer grid adds no independent observations.
         unit = EFFECTIVE_PATCHES / (problem.passes * problem.base.shape[-1])
@@ -255,7 +264,7 @@ class NystroemRidge(NamedTuple):
                 features, torch.from_numpy((problem.target - problem.base)[frames].ravel()),
                 torch.from_numpy(unit * problem.weight[frames].ravel()))), strict=True):
             design = torch.ones(len(rows), len(normal), dtype=torch.float64)
-            design[:, 1:] = likeness(rows, landmarks).double() @ whitening
+            design[:, 1:] = gaussian_kernel(rows, landmarks).double() @ whitening
             weighted = design * weight[:, None]
             normal += weighted.T @ design
             rhs += weighted.T @ target
@@ -266,7 +275,7 @@ class NystroemRidge(NamedTuple):
     def correction(self, problem: Problem, frames: NDArray[np.intp]) -> Float64:
         """Predict the correction (F', passes, P) of log depth of some frames."""
         correction = torch.cat([
-            likeness(rows, self.arrays['landmarks']) @ self.arrays['kernel']
+            gaussian_kernel(rows, self.arrays['landmarks']) @ self.arrays['kernel']
             for rows in torch.split(_features(problem, frames, self.arrays), _BATCH)])
         return self.bias + correction.double().numpy().reshape(
             len(frames), *problem.base.shape[1:])
@@ -281,7 +290,7 @@ def _features(
 ) -> torch.Tensor:
     """Embed the patches of some frames: (F' passes P, E) inputs of the kernel."""
     return torch.cat([
-        look(project(_tensor(problem.trunk[i]), arrays['projection'], arrays['offset']),
+        embed_patches(project(_tensor(problem.trunk[i]), arrays['projection'], arrays['offset']),
              _tensor(problem.language[i].reshape(-1, *problem.grid)), _tensor(problem.rays[i]),
              arrays['scales']) for i in frames]).nan_to_num()
 

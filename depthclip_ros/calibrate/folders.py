@@ -17,22 +17,22 @@ from ..core.calibration import image_digest
 from ..core.camera import CameraModel, notices_of
 from ..core.errors import DataError, ImageError
 from ..core.file_formats import kind_of
-from ..messages.depth import measured
+from ..messages.depth import metres_from_pixels
 from ..sources import depth_maps
-from ..sources.camera_info import CameraCalibration
+from ..sources.camera_info import Intrinsics
 from ..sources.pictures import SUFFIXES, read_picture
 from .recordings import (
     CLIPPING_FRAMES,
     Clipping,
+    FailureCounts,
     Frame,
-    LeftOut,
     Moment,
     Options,
     Recording,
     RecordingError,
+    evenly_spaced,
     moments_in_time,
     nearest_pairs,
-    spread_evenly,
 )
 from .registration import (
     check_size,
@@ -76,7 +76,7 @@ class Files(NamedTuple):
 
     images: dict[str, Path]
     depths: dict[str, Path]
-    described: str
+    description: str
 
 
 def files_beside(path: Path, *, registered: bool = True) -> Files | None:
@@ -168,10 +168,10 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
     def metres(position: int) -> Float32:
         file = depths[pairs[position][1]]
         values = depth_maps.read_depth_map(file, integers=options.unit > 0)
-        return options.metres(measured(values), integer=values.dtype.kind == 'u')
+        return options.metres(metres_from_pixels(values), integer=values.dtype.kind == 'u')
 
     clipping = Clipping()
-    for position in spread_evenly(len(pairs), CLIPPING_FRAMES):
+    for position in evenly_spaced(len(pairs), CLIPPING_FRAMES):
         with contextlib.suppress(DataError):  # counted when the frame is read
             clipping.update(metres(position))
 
@@ -196,7 +196,7 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
             f'With 25 mm between them, edges at 1 m lie {0.025 * camera.K[0, 0]:.0f} pixels '
             'aside: a bag with /tf_static knows better.')
     return Recording(
-        str(path), described, moments, partial(_decoders, frame), LeftOut({
+        str(path), described, moments, partial(_decoders, frame), FailureCounts({
             'images without depth': len(images) - len(pairs),
             'depth without an image': len(depths) - len(pairs)}), timed,
         notes=notes,
@@ -217,10 +217,10 @@ def _cameras(path: Path, options: Options) -> tuple[CameraModel | None, CameraMo
     """
     camera, depth = options.camera, options.depth_camera
     if camera is None and (path / 'camera.yaml').exists():
-        camera = CameraCalibration.from_yaml(path / 'camera.yaml').model(
+        camera = Intrinsics.from_yaml(path / 'camera.yaml').model(
             rectified=options.rectified)
     if depth is None and (path / 'depth_camera.yaml').exists():
-        depth = CameraCalibration.from_yaml(path / 'depth_camera.yaml')
+        depth = Intrinsics.from_yaml(path / 'depth_camera.yaml')
     if depth is None:
         return camera, None
     if camera is None:

@@ -18,7 +18,7 @@ from ..core.camera import focal_ratio
 from ..core.config import Size
 from ..core.errors import CalibrationError
 from ..core.estimator import DepthEstimator
-from ..core.readout import read_out, shares, similarity_logits
+from ..core.readout import read_out, similarity_logits, upsampling_weights
 from .recordings import Frame
 
 Float32 = NDArray[np.float32]
@@ -242,7 +242,7 @@ def target_of(depth: Float32, grid: Size, mode: str, seed: int) -> Target | None
 
     """
     h, w = grid
-    rows, columns = (shares(count, size, mode).numpy().astype(np.float64)
+    rows, columns = (upsampling_weights(count, size, mode).numpy().astype(np.float64)
                      for count, size in zip(grid, depth.shape, strict=True))
     pixels = np.flatnonzero((depth >= MIN_DEPTH) & (depth <= MAX_DEPTH))
     if not len(pixels):

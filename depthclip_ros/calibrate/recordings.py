@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..core.camera import CameraModel
 from ..core.errors import DataError, DepthClipError
 from ..messages.depth import MILLIMETRES
-from ..sources.camera_info import CameraCalibration
+from ..sources.camera_info import Intrinsics
 
 Float32 = NDArray[np.float32]
 
@@ -93,7 +93,7 @@ class Options:
     tolerance: float = 0.05
     camera: CameraModel | None = None
     rectified: bool = False
-    depth_camera: CameraCalibration | None = None
+    depth_camera: Intrinsics | None = None
     depth_rectified: bool | None = None
     unit: float = 0.0
     protocol: str = ''
@@ -108,7 +108,7 @@ class Options:
 DEFAULT_OPTIONS = Options()
 
 
-class LeftOut(Counter[str]):
+class FailureCounts(Counter[str]):
     """Counts of failures by cause, the message of the first failure of each kind."""
 
     def __init__(self, counts: Mapping[str, int] | None = None) -> None:
@@ -152,10 +152,10 @@ class Recording:
     """
 
     source: str
-    described: str
+    description: str
     moments: list[Moment]
     decoders: Callable[[list[int]], Iterable[tuple[int, Callable[[], Frame]]]]
-    left_out: LeftOut = field(default_factory=LeftOut)
+    failures: FailureCounts = field(default_factory=FailureCounts)
     timed: bool = True
     split: str = ''
     topics: tuple[str, str] = ('', '')
@@ -169,7 +169,7 @@ class Recording:
     def read(self, positions: Iterable[int]) -> Iterator[tuple[int, Frame]]:
         """Yield the frames at some positions of `moments`, ascending, each with its position.
 
-        A frame that cannot be decoded is counted once in `left_out` and skipped.
+        A frame that cannot be decoded is counted once in `failures` and skipped.
 
         Raises:
             DepthClipError: the source itself is damaged.
@@ -179,7 +179,7 @@ class Recording:
             try:
                 frame = decode()
             except (DataError, OSError, ValueError) as error:
-                self.left_out[self.left_out.cause(error)] += position not in self._unusable
+                self.failures[self.failures.cause(error)] += position not in self._unusable
                 self._unusable.add(position)
                 continue
             yield position, frame
@@ -258,7 +258,7 @@ def in_blocks(moments: Sequence[Moment]) -> list[Moment]:
         for block, moment in zip(index, moments, strict=True)]
 
 
-def spread_evenly(count: int, limit: int) -> list[int]:
+def evenly_spaced(count: int, limit: int) -> list[int]:
     """Select at most `limit` of `count` positions, evenly spaced from first to last."""
     if count <= limit:
         return list(range(count))

@@ -57,7 +57,7 @@ def contents(
         trained: whether the weights are trained.
 
     """
-    about, names = result.calibration.about, list(result.folds[0])
+    origin, names = result.calibration.origin, list(result.folds[0])
     rows = [[(Strong if name == result.variant else str)(text) for text in (
         description, *map(_number, result.held_out[name]))] for name, description in ROWS.items()]
     untrained = () if trained else (f'{UNTRAINED}; so is everything below.',)
@@ -67,7 +67,7 @@ def contents(
         Text(result.verdict, warning=not result.improved),
         Text(f'Written: {file}. Depth with it is no longer zero-shot.'),
         Heading('Before and after, on blocks held out'),
-        Text(f'{about.frames} frames in {about.blocks} blocks (sequences, or pieces of time). '
+        Text(f'{origin.frames} frames in {origin.blocks} blocks (sequences, or pieces of time). '
              'Every number is of frames in blocks that the fit did not see; by them the share of '
              f'the correction was chosen, {result.shrinkage:.0%}. Taken: {result.variant}.'),
         Table(('what', 'rmse [m]', 'δ1', 'rel'), rows),
@@ -79,10 +79,10 @@ def contents(
              '(90 % are meant to).'),
         Heading('The recording'),
         Table(('what', 'value'), [
-            ('images and depth', recording.described), ('network', network),
+            ('images and depth', recording.description), ('network', network),
             ('clearly different views', str(views)), ('frames with depth', str(len(recording))),
             *((f'left out: {cause}', str(count))
-              for cause, count in sorted(recording.left_out.items()))], texts=frozenset({0, 1})),
+              for cause, count in sorted(recording.failures.items()))], texts=frozenset({0, 1})),
         Heading('Pictures'),
         Picture('Examples',
                 'One colour scale for all, even in the logarithm of depth: near is bright, no '

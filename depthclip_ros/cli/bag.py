@@ -15,7 +15,7 @@ from ..bags.ray_workers import cluster_of
 from ..core.errors import ConfigError
 from ..core.files import named_path
 from ..node.process import keep_freed_memory
-from ..progress import now_and_then
+from ..progress import throttled_printer
 from .model import load_estimator, settings, to_stderr
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def convert_bag(options: argparse.Namespace) -> int:
         return 0
     with tqdm(desc=output.name, total=1, bar_format='{desc}: {percentage:3.0f} % |{bar}| '
               '{remaining} left{postfix}', disable=None) as bar:
-        log = now_and_then()
+        log = throttled_printer()
 
         def show(fraction: float, images: int) -> None:
             if bar.disable:  # there is no terminal

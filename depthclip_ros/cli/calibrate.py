@@ -14,14 +14,14 @@ import numpy as np
 from ..calibrate.bags import open_recording
 from ..calibrate.checks import NOT_COMPARED, Comparison, Thumbnail, check, unit_doubt, views
 from ..calibrate.fit import fit
-from ..calibrate.recordings import Options, RecordingError, in_blocks, spread_evenly
+from ..calibrate.recordings import Options, RecordingError, evenly_spaced, in_blocks
 from ..calibrate.registration import gather
 from ..calibrate.report import contents, draw_examples
 from ..core.camera_image import CameraImage
 from ..core.errors import ConfigError
 from ..core.files import check_new, named_path, output_folder, printable
 from ..drawing.color import depth_scale
-from ..sources.camera_info import CameraCalibration
+from ..sources.camera_info import Intrinsics
 from .model import (
     check_for_ros,
     load_estimator,
@@ -78,11 +78,11 @@ def calibrate(options: argparse.Namespace) -> int:
     if depth.calibration or depth.has_scenes:
         raise ConfigError('A calibration starts from words alone, without scenes or another one: '
                           "set calibration: '' and scenes: [''], or leave them out.")
-    recording = open_recording(options.source, reading(options, node))
+    recording = open_recording(options.source, recording_options(options, node))
     positions = range(0, len(recording), options.every)
-    to_stderr(f'{recording.source}: {recording.described}, {len(recording)} frames')
-    checked = [positions[i] for i in spread_evenly(len(positions), CHECKED_FRAMES)]
-    compared = {checked[i] for i in spread_evenly(len(checked), COMPARED_FRAMES)}
+    to_stderr(f'{recording.source}: {recording.description}, {len(recording)} frames')
+    checked = [positions[i] for i in evenly_spaced(len(positions), CHECKED_FRAMES)]
+    compared = {checked[i] for i in evenly_spaced(len(checked), COMPARED_FRAMES)}
     thumbnails, frames = _read_thumbnails(recording, checked, compared)
     estimator = load_estimator(depth, node)
     trained, has_unit = estimator.weights.trained, options.depth_unit > 0
@@ -104,10 +104,10 @@ def calibrate(options: argparse.Namespace) -> int:
         warnings.append(doubt)
     for warning in warnings:
         to_stderr(f'WARNING: {warning}')
-    examples = [frames[i] for i in spread_evenly(len(frames), EXAMPLES)]
+    examples = [frames[i] for i in evenly_spaced(len(frames), EXAMPLES)]
     before = _depths(estimator, examples, _EXAMPLE_SIZE)
     result = fit(estimator, _in_blocks(recording, [
-        positions[i] for i in spread_evenly(len(positions), options.max_frames)]),
+        positions[i] for i in evenly_spaced(len(positions), options.max_frames)]),
         options.variant, printable(Path(recording.source).name), recording.split, to_stderr)
     _print_left_out(recording)
     try:
@@ -116,7 +116,7 @@ def calibrate(options: argparse.Namespace) -> int:
         raise ConfigError(f'{target.parent}: cannot be written: {error.strerror}.') from error
     depth = depth.replace(
         calibration=str(file),
-        reference_focal=result.calibration.about.config['reference_focal'])
+        reference_focal=result.calibration.origin.config['reference_focal'])
     parameters = {**depth.to_dict(), **{name: value for name, value in node.to_dict().items()
                                         if name not in _MACHINE_SETTINGS}}
     comment = (f'Calibrated on {recording.source}: no longer zero-shot.', result.verdict,
@@ -155,11 +155,13 @@ def _read_thumbnails(
             frames.append(frame)
     if not thumbnails:
         raise RecordingError(f'{recording.source}: none of {len(positions)} frames can be read. '
-                             f'Left out: {recording.left_out}.')
+                             f'Left out: {recording.failures}.')
     return thumbnails, frames
 
 
-def reading(options: argparse.Namespace, node: NodeConfig, excluded_topic: str = '') -> Options:
+def recording_options(
+    options: argparse.Namespace, node: NodeConfig, excluded_topic: str = '',
+) -> Options:
     """Convert the options of the command line for reading a recording.
 
     Args:
@@ -171,9 +173,9 @@ def reading(options: argparse.Namespace, node: NodeConfig, excluded_topic: str =
         CameraInfoError: a camera file cannot be used.
 
     """
-    camera = CameraCalibration.from_yaml(options.camera_info).model(
+    camera = Intrinsics.from_yaml(options.camera_info).model(
         rectified=node.rectified) if options.camera_info else None
-    depth_camera = CameraCalibration.from_yaml(options.depth_camera) \
+    depth_camera = Intrinsics.from_yaml(options.depth_camera) \
         if options.depth_camera else None
     depth_rectified = {'yes': True, 'no': False}.get(options.depth_rectified)
     return Options(options.image, options.depth, options.tolerance, camera, node.rectified,
@@ -208,5 +210,5 @@ def _depths(
 
 
 def _print_left_out(recording: Recording) -> None:
-    for cause, count in sorted(recording.left_out.items()):
+    for cause, count in sorted(recording.failures.items()):
         to_stderr(f'left out, {count} times: {cause}')

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from ..calibrate.bags import open_recording, written_depth
-from ..calibrate.recordings import LeftOut, Options, RecordingError, spread_evenly
+from ..calibrate.bags import language_depth_topic, open_recording
+from ..calibrate.recordings import FailureCounts, Options, RecordingError, evenly_spaced
 from ..calibrate.registration import gather, resample
 from ..core.camera_image import CameraImage
 from ..core.errors import ConfigError, DepthClipError, quoted
@@ -33,15 +33,15 @@ from ..report.figures import (
     RESPONSES,
     Sample,
     distributions,
+    figure_style,
     finite_or_nan,
-    look,
     predictions,
     responses,
     spots_of,
 )
 from ..report.figures import save as save_figure
 from ..sources.bag import is_bag
-from .calibrate import reading
+from .calibrate import recording_options
 from .model import load_estimator, print_untrained, save, save_page, settings, to_stderr
 
 if TYPE_CHECKING:
@@ -160,9 +160,9 @@ def _compare(
     """Score one recording, and keep a number of example pictures."""
     recording, predicted = _open(source, options, node)
     candidates = range(0, len(recording), options.every)
-    positions = [candidates[i] for i in spread_evenly(len(candidates), options.max_frames)]
-    example_positions = {positions[i] for i in spread_evenly(len(positions), pictures)}
-    description = recording.described + (
+    positions = [candidates[i] for i in evenly_spaced(len(candidates), options.max_frames)]
+    example_positions = {positions[i] for i in evenly_spaced(len(positions), pictures)}
+    description = recording.description + (
         f'; {predicted.topics[1]} is compared with it' if predicted else '')
     source = printable(recording.source)
     scores = Scores(source, printable(description))
@@ -193,12 +193,12 @@ def _compare(
     for note in recording.notes:
         to_stderr(f'WARNING: {note}')
     if predicted:
-        recording.left_out.update(predicted.left_out)
-    unreadable = dict(sorted(recording.left_out.items()))
+        recording.failures.update(predicted.failures)
+    unreadable = dict(sorted(recording.failures.items()))
     if not scores.names:
         causes = {**unreadable, **scores.left_out}
         raise RecordingError(f'{source}: no image could be compared. Left out: '
-                             f'{LeftOut(causes)}.')
+                             f'{FailureCounts(causes)}.')
     return RecordingResult(
         scores, examples, unreadable, recording.notes, predicted is None, depths)
 
@@ -210,8 +210,8 @@ def _open(
     depth_topic = f'/{options.said.lstrip("/")}' if options.said else ''
     path = user_path(source)
     if not depth_topic and path.exists() and is_bag(path):
-        depth_topic = written_depth(path)
-    recording = open_recording(source, reading(options, node, depth_topic))
+        depth_topic = language_depth_topic(path)
+    recording = open_recording(source, recording_options(options, node, depth_topic))
     if not depth_topic:
         return recording, None
     if not recording.topics[0]:
@@ -230,7 +230,7 @@ def _recorded_depth(
     common = [p for p in positions if recording.moments[p].name in indices]
     missing = len(positions) - len(common)
     if missing:
-        recording.left_out['images that the depth to be compared is missing at'] += missing
+        recording.failures['images that the depth to be compared is missing at'] += missing
     predicted_frames = recorded.read([indices[recording.moments[p].name] for p in common])
     depths: dict[int, Float32] = {}  # read ahead of the measured depth
     for position, frame in recording.read(common):
@@ -290,16 +290,16 @@ def _contents(
 def _figures(folder: Path, results: Sequence[RecordingResult]) -> list[Block]:
     """Draw the paper's Figures 3 to 5 of these recordings, into `figures/`."""
     examples = [example for r in results for example in r.examples]
-    examples = [examples[position] for position in spread_evenly(len(examples), MAX_EXAMPLES)]
+    examples = [examples[position] for position in evenly_spaced(len(examples), MAX_EXAMPLES)]
     answers = [example for example in examples if example.tokens]
-    answers = [answers[position] for position in spread_evenly(len(answers), MAX_RESPONSES)]
+    answers = [answers[position] for position in evenly_spaced(len(answers), MAX_RESPONSES)]
     counts = {'all recordings': np.sum([r.depths for r in results], axis=0).tolist()}
     if len(results) > 1:
         counts |= {f'{r.scores.source} ({len(r.scores.names)})': r.depths.tolist()
                    for r in results}
     bins = answers[0].bins if answers else []
     blocks: list[Block] = [Heading('Pictures')]
-    with look():
+    with figure_style():
         blocks.append(save_figure(
             folder, 'predictions.png', predictions(examples, {}), 'Depth beside measured depth',
             f'{len(examples)} images; ground truth is measured depth. {PREDICTIONS}'))

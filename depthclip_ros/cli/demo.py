@@ -25,6 +25,7 @@ from rclpy.qos import ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
 from .. import __version__
+from ..core import releases
 from ..core import weights as core_weights
 from ..core.errors import ConfigError, DepthClipError, WeightsError
 from ..core.files import check_new, numbered_folder, output_folder
@@ -35,8 +36,8 @@ from ..sources.bag_player import recorded_qos
 from ..sources.pictures import picture_files, video_file
 from .demo_recorder import INPUT, PATTERNS, SUMMARY, Album, Recorder
 from .model import (
+    camera_of_options,
     check_for_ros,
-    given_camera,
     parameter_file,
     print_untrained,
     save,
@@ -102,10 +103,10 @@ def run_demo(options: argparse.Namespace) -> int:
         check_for_ros(name, path)
     folder = _results_folder(options.output)
     node = _with_weights(depth, node)
-    if node.weights == core_weights.DEMO:
+    if node.weights == releases.DEMO:
         to_stderr('Weights: the small demo model, which knows rendered rooms and nothing else '
                   '(docs/demo_model.md).')
-    trained = node.weights != core_weights.UNTRAINED
+    trained = node.weights != releases.UNTRAINED
     if not trained:
         print_untrained()
     node = node.replace(image_transport='compressed' if plan.compressed else 'raw', autostart=True)
@@ -149,7 +150,7 @@ def _results_folder(path: str) -> Path:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    given_camera(options, rectified=False)  # raises before any download or process
+    camera_of_options(options, rectified=False)  # raises before any download or process
     built_in = not options.images and options.video is None and options.webcam is None
     if options.video is not None:
         video_file(options.video)  # likewise
@@ -199,10 +200,10 @@ def _with_weights(depth: DepthConfig, node: NodeConfig) -> NodeConfig:
     name = 'RN50' if depth.backbone == 'auto' else depth.backbone
     folder = core_weights.cache_folder(node.cache_dir)
     try:
-        core_weights.fetch(name, folder, to_stderr, offline=node.offline)
+        core_weights.download_release(name, folder, to_stderr, offline=node.offline)
     except WeightsError as error:
         to_stderr(f'WARNING: no trained weights: {error}\nThe demo goes on with untrained ones.')
-        name = core_weights.UNTRAINED
+        name = releases.UNTRAINED
     return node.replace(weights=name)
 
 

@@ -19,7 +19,7 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from ..core.opencv import cv2
 from ..drawing.color import UNTRAINED, VIRIDIS, contact_sheet, depth_scale, png, side_by_side
-from ..messages.depth import depth_values, measured, to_depth
+from ..messages.depth import depth_values, metres_from_pixels, to_depth
 from ..messages.image_io import to_rgb
 from ..messages.message_types import nanoseconds
 from ..sources.pictures import read_picture, read_pixels
@@ -162,7 +162,8 @@ class Album:
         """Write all images beside their depth, on one colour scale."""
         scale = depth_scale((depth for depth, _ in self._depths.values()), *self._color_options)
         for number, (_, caption) in self._depths.items():
-            depth = measured(read_pixels(self._path('depth', number), cv2.IMREAD_UNCHANGED))
+            depth = metres_from_pixels(
+                read_pixels(self._path('depth', number), cv2.IMREAD_UNCHANGED))
             image = read_picture(Path(self._images.name, f'{number}.png'))
             save(self._path('color', number), png(side_by_side(
                 depth, scale, image, caption, '' if self._trained else UNTRAINED)))

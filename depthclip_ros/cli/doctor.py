@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from depthclip_ros.executables import waiting
+from depthclip_ros.executables import openmp_settings
 
 if TYPE_CHECKING:
     import argparse
@@ -165,7 +165,8 @@ def check_torch() -> Iterator[Check]:
         yield Check('torch', FAIL, reason, f'{PIP} torch torchvision')
         return
     yield Check('torch', OK, f'{result["torch"]}, torchvision {result["torchvision"]}, '
-                f'{result["threads"]} threads on a CPU, {waiting() or "which wait as ever"}')
+                f'{result["threads"]} threads on a CPU, '
+                f'{openmp_settings() or "which wait as ever"}')
     if result['gpus']:
         yield Check('gpu', OK, f'{", ".join(result["gpus"])} (CUDA {result["version"]})')
     elif shutil.which('nvidia-smi') is None and not Path('/dev/nvidia0').exists():
@@ -250,16 +251,16 @@ def check_optional() -> Iterator[Check]:
 def check_caches() -> Iterator[Check]:
     """Check weights and text features in the cache."""
     result, reason = run_probe(
-        'from depthclip_ros.core import weights\n'
+        'from depthclip_ros.core import releases, weights\n'
         'from depthclip_ros.core.errors import ConfigError, WeightsError\n'
         'result = {"folder": "", "fault": "", "names": []}\n'
         'try:\n'
         '    folder = weights.cache_folder()\n'
         '    result["folder"] = str(folder)\n'
-        '    for name, release in weights.RELEASES.items():\n'
-        '        path = weights.find(name, folder)\n'
+        '    for name, release in releases.RELEASES.items():\n'
+        '        path = weights.find_release(name, folder)\n'
         '        if path:\n'
-        '            weights.file_digest(path, release)\n'
+        '            releases.file_digest(path, release)\n'
         '            result["names"].append(name)\n'
         'except (ConfigError, WeightsError) as error:\n'
         '    result["fault"] = str(error)')

@@ -18,13 +18,13 @@ from ..core.parameter_file import to_yaml
 from ..drawing.color import UNTRAINED
 from ..messages.node_config import NodeConfig, read_config, read_values, with_demo_settings
 from ..report.document import Block, to_html, to_markdown
-from ..sources.camera_info import CameraCalibration, calibration_of
+from ..sources.camera_info import Intrinsics, intrinsics_of
 
 if TYPE_CHECKING:
     import argparse
 
     from ..core.camera import CameraModel
-    from ..core.weights import Loaded
+    from ..core.weights import LoadedWeights
 
 
 def settings(
@@ -47,7 +47,7 @@ def settings(
 
 
 def load_estimator(
-    depth: DepthConfig, node: NodeConfig, weights: Loaded | None = None,
+    depth: DepthConfig, node: NodeConfig, weights: LoadedWeights | None = None,
 ) -> DepthEstimator:
     """Build the estimator that the node would build, and print its device and precision.
 
@@ -133,7 +133,7 @@ def print_notices(*cameras: CameraModel | None) -> None:
         to_stderr(f'WARNING: {sentence}')
 
 
-def given_camera(
+def camera_of_options(
     options: argparse.Namespace, *, rectified: bool,
 ) -> Callable[[int, int], CameraModel | None]:
     """Return the camera of --fov or --camera-info as a function of an image's width and height.
@@ -144,11 +144,11 @@ def given_camera(
         DepthClipError: the file or the field of view cannot be used.
 
     """
-    camera = CameraCalibration.from_yaml(options.camera_info) if options.camera_info \
+    camera = Intrinsics.from_yaml(options.camera_info) if options.camera_info \
         else options.fov
-    if isinstance(camera, CameraCalibration):
+    if isinstance(camera, Intrinsics):
         print_notices(camera.model(rectified=rectified))
     elif camera is not None:
-        CameraCalibration.from_fov(640, 480, camera)
-    return lambda width, height: None if camera is None else calibration_of(
+        Intrinsics.from_fov(640, 480, camera)
+    return lambda width, height: None if camera is None else intrinsics_of(
         camera, width, height).model(rectified=rectified)

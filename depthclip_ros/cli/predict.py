@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..calibrate.recordings import spread_evenly
+from ..calibrate.recordings import evenly_spaced
 from ..core.camera import stretch_notice
 from ..core.camera_image import CameraImage
 from ..core.errors import ConfigError, DataError, ImageError
@@ -27,13 +27,13 @@ from ..drawing.color import (
     write_note,
     write_warning,
 )
-from ..messages.depth import depth_values, measured
+from ..messages.depth import depth_values, metres_from_pixels
 from ..messages.image_io import to_rgb
-from ..messages.message_types import parse
-from ..sources.bag import NANOSECONDS, Bag, CameraTopics, camera_topics, is_bag, read
+from ..messages.message_types import parse_message
+from ..sources.bag import NANOSECONDS, Bag, CameraTopics, camera_topics, deserialize, is_bag
 from ..sources.pictures import RESULTS, Notes, picture_files, read_picture, read_pixels
 from .model import (
-    given_camera,
+    camera_of_options,
     load_estimator,
     print_untrained,
     save,
@@ -66,7 +66,7 @@ def predict_files(options: argparse.Namespace) -> int:
 
     """
     depth_config, node_config = settings(options.config, options.weights, options.device)
-    camera = given_camera(options, rectified=node_config.rectified)
+    camera = camera_of_options(options, rectified=node_config.rectified)
     failures: list[str] = []
     files: list[Path] = []
     for path in options.paths:
@@ -163,7 +163,7 @@ def _write_pictures(
     scale = depth_scale((patches for patches, _ in results.values()), options.colormap,
                         options.range)
     for name, (patches, caption) in results.items():
-        depth = measured(read_pixels(
+        depth = metres_from_pixels(read_pixels(
             folder / f'{name}{RESULTS[0]}', cv2.IMREAD_UNCHANGED))
         patch_picture = np.asarray(cv2.resize(colorize(patches, scale), depth.shape[::-1],
                                               interpolation=cv2.INTER_NEAREST), np.uint8)
@@ -215,7 +215,7 @@ def named_frames(
 def _picture_frames(
     files: Sequence[Path], max_images: int, skip: Callable[[DataError], None], notes: Notes,
 ) -> Iterator[NamedFrame]:
-    for index in spread_evenly(len(files), max_images):
+    for index in evenly_spaced(len(files), max_images):
         try:
             rgb = _read_rgb(files[index], notes)
         except ImageError as error:
@@ -235,17 +235,17 @@ def _bag_frames(
         info = None
         for connection, _, data in bag.messages({camera.camera_info}):
             with suppress(DataError):  # the next message will do
-                info = parse(read, data, connection.msgtype, DataError)
+                info = parse_message(deserialize, data, connection.msgtype, DataError)
                 break
         count = sum(topic.count for topic in bag.topics if topic.name == camera.topic)
-        selected = set(spread_evenly(count, max_images))
+        selected = set(evenly_spaced(count, max_images))
         if not selected:
             raise ConfigError(f'{path}: no image on {camera.topic}.')
         for number, (connection, time_ns, data) in enumerate(bag.messages({camera.topic})):
             if number not in selected:
                 continue
             try:
-                rgb = to_rgb(parse(read, data, connection.msgtype, ImageError))
+                rgb = to_rgb(parse_message(deserialize, data, connection.msgtype, ImageError))
             except DataError as error:
                 skip(error)
                 continue

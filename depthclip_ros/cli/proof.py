@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..core import engine
 from ..core.backbone import build_image_encoder
 from ..core.openai_clip import import_clip
-from ..core.weights import DEMO, load
+from ..core.releases import DEMO
+from ..core.weights import load_weights
 
 _SIZE = (480, 640)
 _RUNS = 7
@@ -31,10 +32,10 @@ def prove() -> list[dict[str, Any]]:
 
     """
     device = engine.resolve_device('auto')
-    _, weights = load(DEMO, 'auto', Path(), lambda _: None)
+    _, weights = load_weights(DEMO, 'auto', Path(), lambda _: None)
     exact = build_image_encoder(weights, 'maskclip')
     exact.trunk = clip_trunk(weights)
-    reference = engine.try_known_image(exact, _SIZE, torch.device('cpu'))
+    reference = engine.encode_probe_image(exact, _SIZE, torch.device('cpu'))
     results = []
     for precision in ('float32', 'float16' if device.type == 'cuda' else 'bfloat16'):
         dtype = engine.resolve_precision(precision, device, lambda _: None)
@@ -45,11 +46,11 @@ def prove() -> list[dict[str, Any]]:
         seconds = []
         for _ in range(_RUNS):
             start = time.perf_counter()
-            features = engine.try_known_image(encoder, _SIZE, device).cpu()
+            features = engine.encode_probe_image(encoder, _SIZE, device).cpu()
             seconds.append(time.perf_counter() - start)
         results.append({
             'precision': precision, 'engine': name, 'seconds': median(seconds),
-            'difference': engine.difference(features, reference),
+            'difference': engine.relative_error(features, reference),
             'rounding': engine.TOLERANCES[dtype]})
     return results
 

@@ -21,7 +21,7 @@ from ..drawing.color import WARNING_HEIGHT, bins_scale, png
 from ..drawing.overlay import depth_words, photo_size
 from ..sources.pictures import Notes, webcam_frames
 from .model import (
-    given_camera,
+    camera_of_options,
     has_display,
     load_estimator,
     print_untrained,
@@ -59,7 +59,7 @@ def view(options: argparse.Namespace) -> int:
 
     """
     depth, node = settings(options.config, options.weights, options.device)
-    user_camera = given_camera(options, rectified=node.rectified)
+    user_camera = camera_of_options(options, rectified=node.rectified)
     failures: list[str] = []
     notes = Notes(to_stderr)
 
@@ -132,7 +132,7 @@ def _picture_writer(path: str, points: Sequence[Point]) -> Show:
         name = re.sub(r'[^A-Za-z0-9.-]', '_', Path(predicted.image.name).stem)
         file = folder / f'{shortened(f"{predicted.number:03d}_{name}", len(".png"))}.png'
         if places:
-            with figures.look():
+            with figures.figure_style():
                 figures.responses(
                     figures.sample_of(predicted.image.rgb, prediction, predicted.estimator.config),
                     predicted.title, {place: depth_words(prediction, *place) for place in places},

@@ -15,7 +15,7 @@ from ..core.files import check_new, output_folder, user_path
 from ..core.opencv import cv2
 from ..drawing.overlay import depth_words, scene_words
 from ..report.figures import LETTERS, PATCHES, at_quantiles, finite_or_nan
-from ..sources.camera_info import BUILTIN_HFOV, CameraCalibration
+from ..sources.camera_info import BUILTIN_HFOV, Intrinsics
 from .model import has_display
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _log_image(rr: Any, stream: Any, predicted: PredictedImage, points: Sequence
     depth = finite_or_nan(prediction.patch_depth)
     places = [prediction.patch_at(*point) for point in points] or at_quantiles(depth)
     # The cloud needs a camera: `_CAMERA_NOTE` reports the guess.
-    camera = predicted.camera or CameraCalibration.from_fov(width, height, BUILTIN_HFOV).model()
+    camera = predicted.camera or Intrinsics.from_fov(width, height, BUILTIN_HFOV).model()
     stream.set_time('image', sequence=predicted.number)
     log('camera', rr.Pinhole(
         image_from_camera=camera.K, resolution=[camera.width, camera.height],

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from ..core import releases
 from ..core import weights as core_weights
 from ..core.errors import WeightsError
 from .model import settings, to_stderr
@@ -24,11 +25,11 @@ def fetch_weights(options: argparse.Namespace) -> int:
     folder = core_weights.cache_folder()
     if options.name is None:
         print(f'Official CLIP weights (cache: {folder}):')
-        for name in core_weights.RELEASES:
-            print(f'  {name:16}{core_weights.find(name, folder) or "-"}')
+        for name in releases.RELEASES:
+            print(f'  {name:16}{core_weights.find_release(name, folder) or "-"}')
         return 0
-    path = core_weights.fetch(options.name, folder, to_stderr)
-    core_weights.file_digest(path, core_weights.RELEASES[options.name])
+    path = core_weights.download_release(options.name, folder, to_stderr)
+    releases.file_digest(path, releases.RELEASES[options.name])
     to_stderr(f'{options.name} is at {path}, checksum verified.')
     print(path)
     return 0
@@ -41,10 +42,10 @@ def encode_text(options: argparse.Namespace) -> int:
         DepthClipError: the file is wrong, weights are missing, or the cache cannot be written.
 
     """
-    from ..core.text_features import cache_path, cached_features, doubts, phrases_of
+    from ..core.text_features import cache_path, cached_features, phrases_of, word_warnings
     depth, node = settings(options.config, options.weights)
     folder = core_weights.cache_folder(node.cache_dir)
-    info, state_dict = core_weights.load(
+    info, state_dict = core_weights.load_weights(
         node.weights, depth.backbone, folder, to_stderr, offline=node.offline)
     cache = folder / 'text'
     for phrases in phrases_of(depth):
@@ -52,7 +53,7 @@ def encode_text(options: argparse.Namespace) -> int:
         features, hit = cached_features(
             phrases, cache, depth.backbone, info.digest, lambda: state_dict, to_stderr)
         milliseconds = 1e3 * (time.perf_counter() - start)
-        for doubt in doubts(phrases, features, lambda: state_dict, thorough=True):
+        for doubt in word_warnings(phrases, features, lambda: state_dict, thorough=True):
             to_stderr(f'WARNING: {phrases.setting}: {doubt}')
         path = cache_path(phrases, cache, depth.backbone, info.digest)
         if not path.is_file():

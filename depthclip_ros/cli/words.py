@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..calibrate.recordings import spread_evenly
+from ..calibrate.recordings import evenly_spaced
 from ..core.camera import stretch_notice
 from ..core.errors import ConfigError, quoted
 from ..core.files import check_new, output_folder
-from ..core.text_features import ALIKE, doubts, phrases_of
-from ..core.weights import cache_folder, load
+from ..core.text_features import ALIKE, phrases_of, word_warnings
+from ..core.weights import cache_folder, load_weights
 from ..drawing.color import UNTRAINED, bins_scale
 from ..report import figures
 from ..report.document import Block, Heading, Strong, Table, Text, to_terminal
@@ -82,12 +82,12 @@ def words(options: argparse.Namespace) -> int:
     notes = Notes(warnings.append)
     frames = named_frames(options.image, options.max_images, lambda error: (
         failures.append(str(error))), notes, options.topic)
-    loaded = load(node.weights, base.backbone, cache_folder(node.cache_dir), to_stderr,
+    loaded = load_weights(node.weights, base.backbone, cache_folder(node.cache_dir), to_stderr,
                   offline=node.offline)
     estimator = load_estimator(configs[0][0], node, loaded)
     sets = [WordSet(name, config, origin, estimator.prepare(config).text.cpu().numpy())
             for name, (config, origin) in zip('AB', configs, strict=False)]
-    warnings += [f'{word_set.name}: {doubt}' for word_set in sets for doubt in doubts(
+    warnings += [f'{word_set.name}: {doubt}' for word_set in sets for doubt in word_warnings(
         phrases_of(word_set.config)[0], word_set.features, lambda: loaded[1], thorough=True)]
     for name, rgb, _ in frames:
         notes.add(name, 'stretched', stretch_notice(rgb.shape, base.input_size))
@@ -213,8 +213,8 @@ def _figures(folder: Path, sets: Sequence[WordSet]) -> list[Block]:
         parts.append(figures.save(folder, name, figure, title, caption))
     labels = [word_set.label for word_set in sets]
     pictures = list(zip(*(word_set.samples for word_set in sets), strict=True))
-    examples = [pictures[i] for i in spread_evenly(len(pictures), PICTURES)]
-    with figures.look():
+    examples = [pictures[i] for i in evenly_spaced(len(pictures), PICTURES)]
+    with figures.figure_style():
         parts.append(Heading('Depth with the words'))
         spans = zip(*(word_set.config.depth_span for word_set in sets), strict=True)
         scale = bins_scale((min(next(spans)), max(next(spans))))

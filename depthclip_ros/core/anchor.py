@@ -38,8 +38,8 @@ CONTRADICTORY = 'contradictory points'
 JUMP = 'scale jumped'
 
 MIN_POINTS = 5
-MOST_POINTS = 1000  # in an image; of more, every n-th counts
-MIN_SHARE = 0.5  # of the votes that must agree
+MAX_POINTS = 1000  # in an image; of more, every n-th counts
+MIN_AGREEING_FRACTION = 0.5  # of the votes that must agree
 GATE = 3.0  # standard deviations beyond which a point or an image's scale is an outlier
 # Likewise for the points that measure errors: a large error must not count as an outlier, or the
 # error bars become too short.
@@ -129,7 +129,7 @@ class State:
     scale: float = 1.0
     inflation: float = 1.0
     variance: float = PRIOR_STDDEV ** 2
-    share: float = math.nan
+    agreeing_fraction: float = math.nan
     points: int = 0
     patches: int = 0
     condition: str = NO_POINTS
@@ -144,8 +144,8 @@ class State:
     @property
     def agreement(self) -> str:
         """Scale and agreement of the points, for messages."""
-        return (f'scale {self.scale:.3g}, {100 * self.share:.0f} % of {self.points} points in '
-                f'{self.patches} patches agree')
+        return (f'scale {self.scale:.3g}, {100 * self.agreeing_fraction:.0f} % of {self.points} '
+                f'points in {self.patches} patches agree')
 
     @property
     def local_rms(self) -> float:
@@ -154,7 +154,7 @@ class State:
             np.mean(np.log(self.local[0]) ** 2))
 
     @property
-    def unusual(self) -> bool:
+    def is_unusual(self) -> bool:
         """Whether the scale rests on points, but is beyond `UNUSUAL_SCALE`."""
         return self.anchored and abs(math.log(self.scale)) > math.log(UNUSUAL_SCALE)
 
@@ -239,7 +239,7 @@ class ScaleFilter:
             log_scale *= math.exp(-elapsed / self._timeout)
         last_log_scale = math.log(last.scale)
         published = last_log_scale + min(max(log_scale - last_log_scale, -max_step), max_step)
-        errors, votes, agree = errors - published, votes_of(patches), distances <= GATE
+        errors, votes, agree = errors - published, point_votes(patches), distances <= GATE
         local, moments = _decay(last.local, elapsed, patch_depth.shape), last.gain_moments
         if self._reach and not state.condition and (fit := interpolate_residuals(
                 patches, errors, agree, patch_depth, image, self._reach)) is not None:
@@ -258,7 +258,8 @@ class ScaleFilter:
                     stddevs * _partial_inflation(gain, inflation_at_points)
         state = replace(
             state, scale=math.exp(published), log_scale=log_scale, local=local,
-            gain_moments=moments, share=last.share if math.isnan(share) else share,
+            gain_moments=moments,
+            agreeing_fraction=last.agreeing_fraction if math.isnan(share) else share,
             points=len(distances), patches=round(votes.sum()),
             anchored=state.silence <= self._timeout)
         if are_new and not condition and stddevs is not None:
@@ -304,13 +305,13 @@ def compare_points(
     points: Points | None, patch_depth: Float32, patch_stddev: Float32 | None, image: Size,
     upsampling: str = 'centered', lowest: float = 1.0,
 ) -> tuple[Float64, Float64, Float64 | None, NDArray[np.intp]]:
-    """Compare the points with depth, those that have any, and at most `MOST_POINTS` of them.
+    """Compare the points with depth, those that have any, and at most `MAX_POINTS` of them.
 
     Arguments are as in `ScaleFilter`. Returns for every point: log(true depth / depth), depth in
     metres, the standard deviation of log depth or None, and the index of its patch, row by row.
     """
     u, v, z = (np.empty(0),) * 3 if points is None else (
-        np.asarray(values, np.float64)[::max(1, -(-len(points.z) // MOST_POINTS))]
+        np.asarray(values, np.float64)[::max(1, -(-len(points.z) // MAX_POINTS))]
         for values in points)
     depth = sample_patches(patch_depth, image, u, v, upsampling)
     with np.errstate(invalid='ignore', divide='ignore'):
@@ -369,7 +370,7 @@ def estimate_scale(
     Returns the log scale and its variance; the fraction of the votes that agree; each point's
     distance from the scale in standard deviations; and why the scale is unusable, or ''.
     """
-    count, votes = len(log_ratios), votes_of(patches)
+    count, votes = len(log_ratios), point_votes(patches)
     if count < max(1, min_points):
         return 0.0, math.inf, math.nan, np.zeros(count), FEW_POINTS if count else NO_POINTS
     agree = np.zeros(count, bool)
@@ -383,9 +384,9 @@ def estimate_scale(
         distances = np.abs(log_ratios - center) / deviation
         agree = distances <= GATE
     share = float(votes[agree].sum() / votes.sum())
-    if agree.sum() < min_points or share < MIN_SHARE:
+    if agree.sum() < min_points or share < MIN_AGREEING_FRACTION:
         return (center, math.inf, share, distances,
-                CONTRADICTORY if share < MIN_SHARE else FEW_POINTS)
+                CONTRADICTORY if share < MIN_AGREEING_FRACTION else FEW_POINTS)
     weights = votes * depth * np.maximum(1.0 - (distances / GATE) ** 2, 0.0) ** 2
     weights /= weights.sum()
     # The points of a patch share its error.
@@ -393,7 +394,7 @@ def estimate_scale(
     return float(weights @ log_ratios), float(variance), share, distances, ''
 
 
-def votes_of(patches: NDArray[np.intp]) -> Float64:
+def point_votes(patches: NDArray[np.intp]) -> Float64:
     """Divide the one vote of each patch among its points: (N,)."""
     _, index, counts = np.unique(patches, return_inverse=True, return_counts=True)
     return 1.0 / counts[index]

@@ -31,7 +31,7 @@ RESNET_STRIDE = 32
 _HEAD_WIDTH = 64  # channels of each head of CLIP's attentions
 
 
-class Maps(NamedTuple):
+class EncoderOutput(NamedTuple):
     """Outputs of an image encoder for B images, in float32."""
 
     features: Tensor  # (B, C, h, w) from the head, comparable with the text features
@@ -69,10 +69,10 @@ class ImageEncoder(nn.Module):
         """(B, 3, H, W) -> (B, C, H / stride, W / stride) in float32."""
         return self.maps(images)[0]
 
-    def maps(self, images: Tensor) -> Maps:
+    def maps(self, images: Tensor) -> EncoderOutput:
         """Compute features and trunk of (B, 3, H, W) images."""
         trunk: Tensor = self.trunk(images.to(self.dtype)).float()
-        return Maps(self.head(trunk), trunk)
+        return EncoderOutput(self.head(trunk), trunk)
 
     def head(self, features: Tensor) -> Tensor:
         """Map the trunk to features: (B, C', h, w) -> (B, C, h, w)."""
@@ -82,7 +82,7 @@ class ImageEncoder(nn.Module):
         if self.projection:
             features = conv2d(features, *self.projection)
         elif self.pool is not None:
-            features = self.pool.dense(features)
+            features = self.pool.patch_embeddings(features)
         return normalize(features, dim=1)
 
 
@@ -127,7 +127,7 @@ class AttentionPool(nn.Module):
         self.heads = self.query[0].shape[1] // _HEAD_WIDTH
         self._positions = PositionResizer()
 
-    def whole(self, features: Tensor) -> Tensor:
+    def image_embedding(self, features: Tensor) -> Tensor:
         """Pool maps as CLIP does: (B, C', h, w) -> (B, C), not normalised.
 
         With a single query, the key matrix multiplies the query, and the value matrix the mean
@@ -143,7 +143,7 @@ class AttentionPool(nn.Module):
             'bhc,hdc->bhd', attention @ tokens, self.value[0].view(*heads, tokens.shape[2]))
         return linear(mixed.flatten(1) + self.value[1], *self.output)
 
-    def dense(self, features: Tensor) -> Tensor:
+    def patch_embeddings(self, features: Tensor) -> Tensor:
         """Pool with every position as the query: (B, C', h, w) -> (B, C, h, w)."""
         tokens = self._tokens(features)
         query, key, value = (

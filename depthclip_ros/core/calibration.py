@@ -6,9 +6,9 @@ regression with the Nyström approximation:
 
     correction = bias + kernel . exp(-|p - landmarks|^2 / 2)
 
-where p is the embedding of a patch and its neighbours above and below, see `look`. The logarithm
-of the relative standard deviation is linear in `spread_terms`, plus a conformal factor that
-depends on depth. `depthclip_ros.calibrate` fits both.
+where p is the embedding of a patch and its neighbours above and below (`embed_patches`). The
+logarithm of the relative standard deviation is linear in `spread_terms`, plus a conformal factor
+that depends on depth. `depthclip_ros.calibrate` fits both.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ SUFFIX = '.safetensors'
 HASH_DIGITS = 16  # hex digits of the SHA-256 in the file's name, before the suffix
 
 # Settings that change the inputs of the correction, and so must be those of the fit.
-BOUND = (
+FITTED_SETTINGS = (
     'tokens', 'bins', 'templates', 'temperature', 'features', 'input_height', 'input_width',
     'flip_average', 'upsampling', 'normalization', 'reference_focal',
 )
 SPREAD_TERMS = 9
 LARGEST_CORRECTION = 3.0  # of log depth
-SPREADS = 0.01, 2.0  # smallest and largest relative standard deviation
+STDDEV_RATIO_LIMITS = 0.01, 2.0  # smallest and largest relative standard deviation
 # Number of scalars in a patch's embedding: log d, its mean over the image, the ray's x and y.
 SCALARS = 4
 # Weights in a patch's embedding of its neighbours, by the number of rows above and below it.
@@ -56,7 +56,7 @@ NEIGHBOUR_WEIGHTS = {1: 0.7, 2: 0.5, 3: 0.5}
 
 
 @dataclass(frozen=True)
-class About:
+class CalibrationOrigin:
     """Origin of a calibration: recording, model and settings of the fit.
 
     Attributes:
@@ -67,7 +67,7 @@ class About:
         weights: SHA-256 of the network's weights.
         weights_name: as `WeightsInfo.name`.
         focal_ratio: focal ratio of its camera, by which depth was multiplied before the fit.
-        config: settings in `BOUND`, as plain values; in older files `REMOVED_SETTINGS`, too.
+        config: `FITTED_SETTINGS`, as plain values; in older files `REMOVED_SETTINGS`, too.
         split: training split of a data set, in words; '' for any other recording.
         images: `image_digest` of every image of the fit.
         camera_known: whether any frame had a camera; if not, `rays` ignores cameras.
@@ -102,7 +102,7 @@ class Calibration:
             rays (h, w, 2): x and y at z = 1 of the camera's rays at the patches' centres, or 0;
             bounds (2, 2): smallest and largest x and y of the rays of all cameras in the fit;
             projection (D, C'), offset (D,): main directions of the trunk's map, see `project`;
-            scales (SCALARS,): weights of the scalars in `look`;
+            scales (SCALARS,): weights of the scalars in `embed_patches`;
             landmarks (M, E): Nyström landmarks, embeddings of patches;
             kernel (M,): their coefficients in the correction.
 
@@ -111,7 +111,7 @@ class Calibration:
 
     """
 
-    about: About
+    origin: CalibrationOrigin
     arrays: Mapping[str, NDArray[np.float32]]
 
     def __post_init__(self) -> None:
@@ -132,7 +132,7 @@ class Calibration:
             ascend = (np.diff(arrays['knots'][0]) > 0).all()
             if set(arrays) != set(shapes) or misfits or not ascend:
                 raise ValueError(f'its arrays do not fit each other: {quoted(misfits, 200)}')
-            if set(self.about.config) - set(REMOVED_SETTINGS) != set(BOUND):
+            if set(self.origin.config) - set(REMOVED_SETTINGS) != set(FITTED_SETTINGS):
                 raise ValueError('its settings are not those that it needs')
         except (KeyError, IndexError, ValueError) as error:
             raise _damaged_error('what was fitted', error) from error
@@ -160,7 +160,7 @@ class Calibration:
             if values.get('format') != FORMAT:
                 raise ValueError(f"its format is {quoted(values.get('format'))}, not {FORMAT!r}")
             _check_digest(Path(path), content)
-            return cls(msgspec.convert(values, About), arrays)
+            return cls(msgspec.convert(values, CalibrationOrigin), arrays)
         except OSError as error:
             raise CalibrationError(
                 f'calibration: {quoted(str(path), 200)} cannot be read: '
@@ -189,13 +189,13 @@ class Calibration:
         content: bytes = save(
             {name: self.arrays[name] for name in sorted(self.arrays)},
             # One entry, since the library orders several arbitrarily, which changes the hash.
-            {'about': json.dumps({'format': FORMAT, **vars(self.about)}, sort_keys=True)})
+            {'about': json.dumps({'format': FORMAT, **vars(self.origin)}, sort_keys=True)})
         return content
 
     @property
     def label(self) -> str:
         """The notice that must accompany calibrated depth."""
-        return f'calibrated on {self.about.source}, no longer zero-shot'
+        return f'calibrated on {self.origin.source}, no longer zero-shot'
 
     def check(
         self, config: DepthConfig, weights: str, precision: str, grid: Size, width: int,
@@ -214,10 +214,10 @@ class Calibration:
             CalibrationError: it was not; the message names every difference.
 
         """
-        about, settings = self.about, config.to_dict()
+        about, settings = self.origin, config.to_dict()
         pairs = {
             'SHA-256 of the weights': (weights, about.weights),
-            **{name: (settings[name], about.config[name]) for name in BOUND},
+            **{name: (settings[name], about.config[name]) for name in FITTED_SETTINGS},
             **{f'{name}, which is no setting any more,': (value, about.config.get(name, value))
                for name, value in REMOVED_SETTINGS.items()},
             'grid of patches': (grid, self.arrays['rays'].shape[:2]),
@@ -246,7 +246,7 @@ class Calibration:
             (N, 2, h, w), x and y at z = 1.
 
         """
-        has_camera = self.about.camera_known
+        has_camera = self.origin.camera_known
         rays = np.stack([_patch_rays(self, camera if has_camera else None) for camera in cameras])
         if flip:
             rays = np.concatenate([rays, mirrored_rays(rays)])
@@ -283,17 +283,18 @@ class Calibration:
         language = depth.log()
         correction = arrays['bias'].expand_as(depth)
         if view is not None:
-            embeddings = look(view, language, ray_tensor, arrays['scales'])
+            embeddings = embed_patches(view, language, ray_tensor, arrays['scales'])
             correction = correction + (
-                likeness(embeddings, arrays['landmarks']) @ arrays['kernel']).view_as(depth)
+                gaussian_kernel(embeddings, arrays['landmarks']) @ arrays['kernel']).view_as(depth)
         correction = correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
         log_depth = language + ratio.log() + correction
         spread_ratio = spread / depth
         terms = spread_terms(log_depth, correction, weights, spread_ratio, ray_tensor)
-        log_stddev_ratio = torch.einsum('t,nthw->nhw', arrays['spread'], terms) + factor(
-            arrays['knots'], log_depth)
+        log_stddev_ratio = torch.einsum(
+            't,nthw->nhw', arrays['spread'], terms) + log_conformal_factor(
+                arrays['knots'], log_depth)
         metres = log_depth.exp()
-        return metres, spread_ratio * metres, log_stddev_ratio.exp().clamp(*SPREADS)
+        return metres, spread_ratio * metres, log_stddev_ratio.exp().clamp(*STDDEV_RATIO_LIMITS)
 
 
 @lru_cache(maxsize=8)
@@ -329,7 +330,7 @@ def project(trunk: Tensor, projection: Tensor, offset: Tensor) -> Tensor:
     return torch.einsum('nchw,dc->nhwd', trunk, projection) + offset
 
 
-def look(view: Tensor, language: Tensor, rays: Tensor, scales: Tensor) -> Tensor:
+def embed_patches(view: Tensor, language: Tensor, rays: Tensor, scales: Tensor) -> Tensor:
     """Embed patches in the space of the Gaussian kernel, in units of its width: (N h w, E).
 
     An embedding concatenates the patch's view (N, h, w, D) from `project`; the main half of its
@@ -346,7 +347,7 @@ def look(view: Tensor, language: Tensor, rays: Tensor, scales: Tensor) -> Tensor
     return torch.cat([view, *neighbours, scalars], dim=-1).flatten(0, 2)
 
 
-def likeness(embeddings: Tensor, landmarks: Tensor) -> Tensor:
+def gaussian_kernel(embeddings: Tensor, landmarks: Tensor) -> Tensor:
     """Evaluate the Gaussian kernel of width one between (N, E) and (M, E): (N, M)."""
     half_squares = 0.5 * landmarks.square().sum(dim=1)
     exponent = torch.addmm(-half_squares[None], embeddings, landmarks.T)
@@ -374,7 +375,7 @@ def spread_terms(
         correction.abs(), y, x.square() + y.square()], dim=1)
 
 
-def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:
+def empty_kernel(width: int) -> dict[str, NDArray[np.float32]]:
     """Make the empty arrays of a calibration without a kernel; `width` is C' of the trunk."""
     shapes = {'projection': (0, width), 'offset': (0,), 'scales': (SCALARS,),
               'landmarks': (0, embedding_size(0)), 'kernel': (0,)}
@@ -382,11 +383,11 @@ def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:
 
 
 def embedding_size(directions: int) -> int:
-    """Compute E, the length of the embeddings of `look`, from D."""
+    """Compute E, the length of the embeddings of `embed_patches`, from D."""
     return directions + 2 * len(NEIGHBOUR_WEIGHTS) * (directions // 2) + SCALARS
 
 
-def factor(knots: Tensor, log_depth: Tensor) -> Tensor:
+def log_conformal_factor(knots: Tensor, log_depth: Tensor) -> Tensor:
     """Interpolate the log conformal factor: linear between knots (2, Q), constant beyond them."""
     positions, values = knots
     widths = positions.diff()

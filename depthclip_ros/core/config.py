@@ -106,7 +106,7 @@ class Settings:
         """
         undefined = [name for name in values if name not in cls.names()]
         if undefined:
-            raise ConfigError(unknown_message(undefined, cls.names()))
+            raise ConfigError(undefined_settings_message(undefined, cls.names()))
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -288,7 +288,7 @@ class DepthConfig(Settings):
         """
         values = read_parameters(path, node_name)
         core_values = {name: value for name, value in values.items()
-               if name in cls.names() or is_mistaken(name, value, cls.names())}
+               if name in cls.names() or is_misspelt(name, value, cls.names())}
         try:
             return cls.from_dict(core_values)
         except ConfigError as error:
@@ -301,13 +301,13 @@ def _check_ascending(name: str, bins: Sequence[float]) -> None:
                           f'{MIN_BIN} m on; sort the bins, and the tokens with them.')
 
 
-def is_mistaken(name: str, value: object, valid_names: Sequence[str]) -> bool:
+def is_misspelt(name: str, value: object, valid_names: Sequence[str]) -> bool:
     """Tell whether an undefined name was meant as a setting: misspelt, or removed."""
     is_removed = name in REMOVED_SETTINGS and value != REMOVED_SETTINGS[name]
     return is_removed or bool(nearest(name, valid_names))
 
 
-def unknown_message(undefined: Iterable[object], valid_names: Sequence[str]) -> str:
+def undefined_settings_message(undefined: Iterable[object], valid_names: Sequence[str]) -> str:
     """Compose the message about undefined settings: the nearest valid names, and all of them."""
     names = sorted(map(str, undefined))
     former = ''.join(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .anchor import Adjustment
-from .backbone import AttentionPool, Maps
+from .backbone import AttentionPool, EncoderOutput
 from .calibration import Calibration
 from .camera import focal_ratio
 from .camera_image import CameraImage, Metres
@@ -65,13 +65,13 @@ def focal_ratios(
 
     CameraInfoError: a camera is for another image size, or its image has no rays.
     """
-    return [calibration.about.focal_ratio if calibration is not None and image.camera is None else
+    return [calibration.origin.focal_ratio if calibration is not None and image.camera is None else
             focal_ratio(config.reference_focal, image.camera, image.size, config.input_size)
             for image in images]
 
 
 def language_depth(
-    settings: LoadedSettings, maps: Maps, previous_scenes: Sequence[Scene | None],
+    settings: LoadedSettings, maps: EncoderOutput, previous_scenes: Sequence[Scene | None],
 ) -> LanguageDepth:
     """Compute depth by words (section 3 of the paper), given the cameras' previous scenes.
 
@@ -80,7 +80,7 @@ def language_depth(
     config, calibration, pool = settings.config, settings.calibration, settings.pool
     logits, pooled, view = download(
         similarity_logits(maps.features, settings.text, config.temperature),  # eq. 3
-        None if pool is None else pool.whole(maps.trunk),
+        None if pool is None else pool.image_embedding(maps.trunk),
         None if calibration is None else calibration.view(maps.trunk))
     scenes: Sequence[Scene | None] = [None] * len(previous_scenes)
     bins = settings.bins

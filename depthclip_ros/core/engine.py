@@ -160,7 +160,7 @@ def use_threads(count: int) -> None:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """Compute with one thread, for reproducible bits; a setting of the whole process."""
     previous = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -268,7 +268,7 @@ def install(
             module.register_forward_hook(lambda _, __, y: y.to(dtype))
     builders: list[tuple[str, Callable[[], nn.Module]]] = [('torch', lambda: trunk)]
     if device.type == 'cuda':
-        example = known_image(size).to(device, dtype)
+        example = probe_image(size).to(device, dtype)
         builders.insert(0, ('CUDA graph', lambda: GraphedTrunk(trunk, example, images)))
     elif isinstance(trunk, FoldedResNet):
         # Several images at once evict each other's maps from the caches: 2 to 7 % slower. With AMX
@@ -279,7 +279,7 @@ def install(
     for i, (name, build) in enumerate(builders):
         try:
             encoder.trunk = build()
-            features = try_known_image(encoder, size, device, images)
+            features = encode_probe_image(encoder, size, device, images)
             break
         except Exception as error:
             if i + 1 == len(builders):
@@ -291,7 +291,7 @@ def install(
     return name
 
 
-def known_image(size: tuple[int, int]) -> Tensor:
+def probe_image(size: tuple[int, int]) -> Tensor:
     """Make a fixed normalised image of smooth blobs and noise: (1, 3, height, width)."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(1, 3, 6, 8, generator=generator, dtype=torch.float32)
@@ -301,11 +301,11 @@ def known_image(size: tuple[int, int]) -> Tensor:
 
 
 @torch.inference_mode()
-def try_known_image(
+def encode_probe_image(
     encoder: ImageEncoder, size: tuple[int, int], device: torch.device, images: int = 1,
 ) -> Tensor:
     """Encode a batch of the known image: (images, C, height / stride, width / stride)."""
-    features: Tensor = encoder(known_image(size).to(device).expand(images, -1, -1, -1))
+    features: Tensor = encoder(probe_image(size).to(device).expand(images, -1, -1, -1))
     return features
 
 
@@ -319,7 +319,7 @@ def check_finite(features: Tensor, dtype: torch.dtype, source: str) -> None:
             'float32; if that fails, too, the weights are damaged: give others.')
 
 
-def difference(features: Tensor, reference: Tensor) -> float:
+def relative_error(features: Tensor, reference: Tensor) -> float:
     """Compute the relative error ||features - reference|| / ||reference||."""
     features, reference = features.cpu().float(), reference.cpu().float()
     return float((features - reference).norm() / reference.norm().clamp_min(1e-12))
@@ -406,7 +406,7 @@ class GraphedTrunk(nn.Module):
             self._graphs[static_input.shape] = graph, static_input, outputs
         # An empty graph would return the features of the example for ever.
         mirrored = static_input.flip(3)
-        error = difference(self(mirrored), self._trunk(mirrored))
+        error = relative_error(self(mirrored), self._trunk(mirrored))
         if not error <= TOLERANCES[static_input.dtype]:
             del self._graphs[static_input.shape]
             raise EngineError(f'the CUDA graph of {count} images gives other features than the '

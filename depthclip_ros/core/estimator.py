@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import depth_steps, engine, files, quantization
-from .backbone import AttentionPool, Maps, build_attention_pool, resnet_weights
+from .backbone import AttentionPool, EncoderOutput, build_attention_pool, resnet_weights
 from .calibration import Calibration
 from .camera_image import CameraImage, Rgb
 from .config import DepthConfig, Size
@@ -36,8 +36,8 @@ from .prediction import DepthPrediction
 from .readout import float32
 from .resnet import FoldedResNet
 from .state_dict import Log
-from .text_features import Phrases, cached_features, doubts, phrases_of
-from .weights import Loaded, cache_folder, load
+from .text_features import Phrases, cached_features, phrases_of, word_warnings
+from .weights import LoadedWeights, cache_folder, load_weights
 
 TEXT_CACHE_SIZE = 16  # sets of words in memory
 
@@ -49,7 +49,7 @@ class _TextFeatures(NamedTuple):
 
     features: NDArray[np.float32]  # (K, C)
     is_cached: bool  # read from the disk
-    doubts: list[str]  # warnings about words that the model does not know or tell apart
+    word_warnings: list[str]  # warnings about words that the model does not know or tell apart
 
 
 class DepthEstimator:
@@ -68,7 +68,8 @@ class DepthEstimator:
 
     def __init__(
         self, config: DepthConfig,
-        weights: str | Path | Mapping[str, Tensor] | Loaded | None = None, device: str = 'auto', *,
+        weights: str | Path | Mapping[str, Tensor] | LoadedWeights | None = None,
+        device: str = 'auto', *,
         cache_dir: str | Path | None = None, offline: bool = False, num_threads: int = 0,
         log: Log = _LOGGER.info,
     ) -> None:
@@ -77,8 +78,8 @@ class DepthEstimator:
         Args:
             config: the settings.
             weights: official name, 'demo', file, 'untrained', or state dict; None or '' for the
-                official weights of `config.backbone`; or a result of `weights.load`, which is
-                used again for new words and must not change.
+                official weights of `config.backbone`; or a result of `weights.load_weights`,
+                which is used again for new words and must not change.
             device: auto, cpu, cuda, or cuda:N.
             cache_dir: folder of weights and text features; None or '' for the default.
             offline: forbid downloads.
@@ -100,7 +101,7 @@ class DepthEstimator:
         dtype = resolve_precision(config.precision, self.device, log)
         self._log, self._folder = log, cache_folder(cache_dir)
         self._load = functools.partial(
-            load, '' if weights is None else weights, config.backbone, self._folder, log,
+            load_weights, '' if weights is None else weights, config.backbone, self._folder, log,
             offline=offline)
         self.weights, state_dict = self._load()
         self._state_dict: Mapping[str, Tensor] | None = state_dict  # until all is built
@@ -195,7 +196,7 @@ class DepthEstimator:
                 features, is_cached = cached_features(
                     phrases, self._folder / 'text', self._backbone, self.weights.digest,
                     self._read_tensors, self._log)
-                text = _TextFeatures(features, is_cached, doubts(
+                text = _TextFeatures(features, is_cached, word_warnings(
                     phrases, features, self._read_tensors, thorough=not is_cached))
         # The latest are at the end. The dict is replaced as a whole, for other threads.
         older = [pair for pair in self._texts.items() if pair[0] != phrases]
@@ -207,7 +208,7 @@ class DepthEstimator:
         self._settings = settings
         for phrases in phrases_of(settings.config):
             if phrases not in self._logged_phrases:
-                for doubt in self._text_features(phrases).doubts:
+                for doubt in self._text_features(phrases).word_warnings:
                     self._log(f'WARNING: {phrases.setting}: {doubt}')
                 self._logged_phrases.add(phrases)
 
@@ -258,7 +259,7 @@ class DepthEstimator:
         graphed = trunk if isinstance(trunk, engine.GraphedTrunk) else None
         if graphed is None and threading.get_ident() == self._warm_thread:
             return
-        image = (50 * engine.known_image(self.config.input_size)[0] + 128).clamp_(0, 255).byte()
+        image = (50 * engine.probe_image(self.config.input_size)[0] + 128).clamp_(0, 255).byte()
         rgb = image.permute(1, 2, 0).numpy()
         for count in range(1, (1 if graphed is None else largest_batch) + 1):
             if graphed is not None:
@@ -321,7 +322,7 @@ class DepthEstimator:
                 config, language, depth, adjustments, ratios, batch, size)
 
     @torch.inference_mode()
-    def maps(self, images: Sequence[Rgb]) -> Maps:
+    def maps(self, images: Sequence[Rgb]) -> EncoderOutput:
         """Run the image encoder alone (section 3.1 of the paper).
 
         Args:

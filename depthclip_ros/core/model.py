@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import engine, quantization
-from .backbone import ImageEncoder, Maps, build_image_encoder
+from .backbone import EncoderOutput, ImageEncoder, build_image_encoder
 from .camera_image import Rgb
 from .config import DepthConfig, Size
 from .errors import ConfigError
@@ -30,7 +30,7 @@ class Model:
     grid: Size  # (h, w), number of patches
     channels: int  # C' of the trunk's map
 
-    def maps(self, images: Sequence[Rgb], *, flip: bool) -> Maps:
+    def maps(self, images: Sequence[Rgb], *, flip: bool) -> EncoderOutput:
         """Encode images (section 3.1 of the paper); with `flip`, the mirrored ones follow."""
         return self.encoder.maps(self.preprocess(images, flip=flip))
 
@@ -63,7 +63,7 @@ def load_model(
     with engine.compute_on(device):
         if quantized is not None:
             encoder.trunk, engine_name = quantization.load(quantized), 'ONNX Runtime'
-            engine.check_finite(engine.try_known_image(
+            engine.check_finite(engine.encode_probe_image(
                 encoder, config.input_size, device), dtype, str(quantized))
             log(f'precision: int8, from {quantized}.')
         else:

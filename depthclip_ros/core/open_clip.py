@@ -52,7 +52,7 @@ def require(backbone: str) -> Any:
 def load(
     weights: str | Path | Mapping[str, Tensor], backbone: str, log: Log, *, offline: bool,
 ) -> tuple[WeightsInfo, OpenClipWeights]:
-    """Load weights of one of open_clip's models; see `depthclip_ros.core.weights.load`.
+    """Load weights of one of open_clip's models; see `depthclip_ros.core.weights.load_weights`.
 
     `weights` is a file (.safetensors or state dict), 'untrained', or '' for the pretrained TAG of
     open_clip:ARCHITECTURE/TAG. The digest covers the architecture's name and the file, since the

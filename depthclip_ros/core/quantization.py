@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from .engine import difference
+from .engine import relative_error
 from .errors import EngineError, reason
 
 _FORMAT = 4
@@ -177,7 +177,7 @@ def build(network: nn.Module, images: Sequence[Tensor]) -> bytes:
     EngineError: the relative error of its features on the last image exceeds `TOLERANCE`.
     """
     model = correct_biases(network, quantize(network, images), torch.cat([*images[:_BIAS_IMAGES]]))
-    error = difference(OnnxTrunk(model)(images[-1]), network(images[-1]))
+    error = relative_error(OnnxTrunk(model)(images[-1]), network(images[-1]))
     if not error <= TOLERANCE:
         raise EngineError(
             f'precision: int8: the features in 8 bits differ from float32 by {error:.2g} of '

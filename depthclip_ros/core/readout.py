@@ -119,7 +119,7 @@ def upsample(patch_depth: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return mean.where(nearest.isfinite(), nearest)
 
 
-def shares(patches: int, pixels: int, mode: str) -> Tensor:
+def upsampling_weights(patches: int, pixels: int, mode: str) -> Tensor:
     """Compute the weights of `upsample` along one axis: (pixels, patches)."""
     columns = torch.eye(patches, dtype=torch.float32)[:, None, :]
     return upsample(columns, (1, pixels), mode)[:, 0].T

@@ -102,12 +102,12 @@ def words_out_of_vocabulary(texts: Sequence[str], state_dict: Mapping[str, Tenso
             if is_out_of_vocabulary[tokenizer.encode(word)].any()]
 
 
-def are_alike(features: NDArray[np.float32]) -> bool:
+def all_alike(features: NDArray[np.float32]) -> bool:
     """Tell whether (K, C) unit vectors of words are all alike, as outside of the vocabulary."""
     return bool((features @ features.T).min() > ALIKE)
 
 
-def doubts(
+def word_warnings(
     phrases: Phrases, features: NDArray[np.float32], weights: Callable[[], Mapping[str, Tensor]],
     *, thorough: bool,
 ) -> list[str]:
@@ -125,7 +125,7 @@ def doubts(
         names = first_of(map(quoted, unlearnt), MAX_LISTED)
         sentences.append(f'this model has never learnt {names}. All words that it does not know '
                          'are the same to it.')
-    if are_alike(features) and len(words) > 1:
+    if all_alike(features) and len(words) > 1:
         answer = ('its depth is the mean of the bins' if phrases.setting == 'tokens' else
                   'all scenes are as probable as each other')
         sentences.append('this model takes all these words for the same (all cosines above '

@@ -35,11 +35,6 @@ from .state_dict import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    'DEMO', 'DEMO_FILE', 'DOWNLOAD_SERVER', 'RELEASES', 'UNTRAINED', 'Loaded', 'WeightsInfo',
-    'cache_folder', 'fetch', 'file_digest', 'find', 'load', 'read_file',
-]
-
 DEMO_FILE = Path(__file__).parents[1] / 'models' / 'demo.pt'
 _DEMO_HINT = ('What runs at once is --weights demo (of the node: weights: demo), a small model of '
             'rendered rooms.')
@@ -47,7 +42,7 @@ DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
 # Widths of attention heads, as in So400m, ViT-H, -g, -bigG and -e; OpenAI's are 64 wide.
 _LARGE_HEAD_WIDTHS = 72, 80, 88, 104, 112
 
-Loaded = tuple[WeightsInfo, dict[str, 'Tensor']]
+LoadedWeights = tuple[WeightsInfo, dict[str, 'Tensor']]
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -69,22 +64,24 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     return path.absolute()
 
 
-def find(name: str, cache_dir: Path) -> Path | None:
+def find_release(name: str, cache_dir: Path) -> Path | None:
     """Find an official model in our cache, then in that of OpenAI's loader; None if in neither."""
     file = RELEASES[name].file
     paths = cache_dir / 'weights' / file, Path(os.path.expanduser('~/.cache/clip')) / file  # noqa: PTH111
     return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
 
 
-def fetch(name: str, cache_dir: Path, log: Log = print, server: str = DOWNLOAD_SERVER, *,
-          offline: bool = False) -> Path:
+def download_release(
+    name: str, cache_dir: Path, log: Log = print, server: str = DOWNLOAD_SERVER, *,
+    offline: bool = False,
+) -> Path:
     """Find an official model, or download and verify it from SERVER/SHA256/FILE.
 
     WeightsError: unknown name, offline, no network, no space, or a wrong checksum.
     """
     if name not in RELEASES:
         raise WeightsError(f'{quoted(name)} is no CLIP model; there are {", ".join(RELEASES)}.')
-    cached, (file_name, sha256, _) = find(name, cache_dir), RELEASES[name]
+    cached, (file_name, sha256, _) = find_release(name, cache_dir), RELEASES[name]
     if cached:
         return cached
     target, url = cache_dir / 'weights' / file_name, f'{server}/{sha256}/{file_name}'
@@ -121,8 +118,10 @@ def _openai_name(backbone: str) -> str:
     return name.replace('base-patch', 'b/').replace('large-patch', 'l/')
 
 
-def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cache_dir: Path,
-         log: Log = print, *, offline: bool = False) -> Loaded:
+def load_weights(
+    weights: str | Path | Mapping[str, Tensor] | LoadedWeights, backbone: str, cache_dir: Path,
+    log: Log = print, *, offline: bool = False,
+) -> LoadedWeights:
     """Load CLIP weights by name, from a file or from memory.
 
     Args:
@@ -161,7 +160,7 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
         info, state_dict = _untrained('RN50' if backbone == 'auto' else backbone)
     else:
         name = str(weights) or backbone
-        path = (fetch(name, cache_dir, log, offline=offline) if name in RELEASES else
+        path = (download_release(name, cache_dir, log, offline=offline) if name in RELEASES else
                 DEMO_FILE if name == DEMO else user_file(name))
         digest, state_dict = read_file(path, RELEASES.get(name), log)
         if name in RELEASES:
@@ -215,7 +214,7 @@ def _check_assumptions(shape: Architecture, source: str, log: Log) -> None:
         f'{OPEN_CLIP}ARCHITECTURE/TAG instead.')
 
 
-def _untrained(backbone: str) -> Loaded:
+def _untrained(backbone: str) -> LoadedWeights:
     """Make random weights of an official architecture, for tests without a download."""
     import torch
 

@@ -107,7 +107,7 @@ def joint_histogram(
     return counts
 
 
-class Multiples:
+class ScaledScores:
     """Scores of one prediction times any scale, by a few look-ups in the sorted ratios p / y.
 
     The scores equal those of `score`. A prediction of 1 everywhere gives the scores of constants.
@@ -230,7 +230,7 @@ def best_rows(curve: Sums) -> list[int]:
     return [int(row) for row in np.argmax(curve * SIGNS, axis=0)]
 
 
-def named(values: Sums) -> dict[str, float]:
+def by_name(values: Sums) -> dict[str, float]:
     """Key (10,) values by the metrics' names."""
     return dict(zip(METRICS, (float(v) for v in values), strict=True))
 

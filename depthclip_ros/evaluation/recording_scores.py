@@ -33,23 +33,23 @@ from .metrics import (
     SUMS,
     SYMBOLS,
     Float64,
-    Multiples,
+    ScaledScores,
     Sums,
     best_rows,
+    by_name,
     metrics_of,
-    named,
     sums_of,
     unit,
 )
 
 #: Metres: default limit of measured depth, and the largest limit a user can ask for.
-MAX_DEPTH, FARTHEST = 200.0, 1000.0
+MAX_DEPTH, MAX_RANGE = 200.0, 1000.0
 #: Candidates of the oracles, in steps of 2 and 1 %.
-CONSTANTS = np.geomspace(0.05, FARTHEST, 500)
+CONSTANTS = np.geomspace(0.05, MAX_RANGE, 500)
 SCALES = np.geomspace(1 / 8, 8, 419)
 #: Bins of the error by distance, metres.
 EDGES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0,
-         MAX_DEPTH, 500.0, FARTHEST)
+         MAX_DEPTH, 500.0, MAX_RANGE)
 METHOD, SCALED = 'depth', 'depth times one scale'
 FILLED = 'depth, with its median where it says nothing'
 
@@ -107,8 +107,8 @@ class Scores:
         self.names.append(name)
         self.sums.append(sums_of(p, y, max_depth))
         self.filled_sums.append(sums_of(filled, truth, max_depth))
-        self.constant_metrics += metrics_of(Multiples(1.0, truth).score(CONSTANTS))
-        self.scale_metrics += metrics_of(Multiples(p, y).score(SCALES))
+        self.constant_metrics += metrics_of(ScaledScores(1.0, truth).score(CONSTANTS))
+        self.scale_metrics += metrics_of(ScaledScores(p, y).score(SCALES))
 
 
 class MetricLine(Struct, frozen=True):
@@ -154,12 +154,12 @@ def pool(recordings: Sequence[Scores]) -> PooledScores:
 
     def mean(name: str, sums: list[list[Sums]]) -> MetricLine:
         per_image = np.array(list(chain.from_iterable(sums)))
-        return MetricLine(name, named(metrics_of(per_image).mean(axis=0)))
+        return MetricLine(name, by_name(metrics_of(per_image).mean(axis=0)))
 
     def oracle(name: str, curves: list[Sums], values: Float64) -> MetricLine:
         curve = np.sum(curves, axis=0) / images
         best = best_rows(curve)
-        return MetricLine(name, named(curve[best, range(len(METRICS))]), named(values[best]))
+        return MetricLine(name, by_name(curve[best, range(len(METRICS))]), by_name(values[best]))
     lines = [mean(METHOD, [s.sums for s in recordings]),
              mean(FILLED, [s.filled_sums for s in recordings]),
              oracle(SCALED, [s.scale_metrics for s in recordings], SCALES),
@@ -168,7 +168,7 @@ def pool(recordings: Sequence[Scores]) -> PooledScores:
     pixels = by_distance[:, 0].sum()
     distances = [
         DistanceBin(low, high, float(sums[0] / pixels),
-                    math.exp(sums[SUMS.index('signed_log')] / sums[0]), named(metrics_of(sums)))
+                    math.exp(sums[SUMS.index('signed_log')] / sums[0]), by_name(metrics_of(sums)))
         for low, high, sums in zip(EDGES, EDGES[1:], by_distance, strict=False) if sums[0]]
     measured_pixels = sum(scores.measured_pixels for scores in recordings)
     predicted_pixels = sum(scores.predicted_pixels for scores in recordings)

@@ -14,7 +14,7 @@ from ..core.config import DepthConfig, Settings, define, describe
 from ..core.errors import ConfigError, nearest, quoted
 from ..core.files import open_regular, user_path
 from ..core.parameter_file import read_value
-from ..core.weights import DEMO, RELEASES, UNTRAINED
+from ..core.releases import DEMO, RELEASES, UNTRAINED
 from ..messages.node_config import NodeConfig, read_config, read_values
 from ..resources import config_path
 from ..sources.bag import CameraTopics, bag_topics, camera_info_beside, cameras_of, one_for_each

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.anchor import (
-    MOST_POINTS,
+    MAX_POINTS,
     UNUSUAL_SCALE,
     Adjustment,
     Points,
@@ -38,7 +38,7 @@ from .message_types import (
     Deserialize,
     cause_of,
     nanoseconds,
-    parse,
+    parse_message,
     stamp_of,
 )
 from .message_types import TF as TF_TYPE
@@ -64,7 +64,7 @@ MAX_TF_DELAY = 0.1  # seconds that tf may be behind an image
 # published at its end, and the time until the next one.
 MAX_UNKNOWN_MOTION = 0.25
 MAX_STAMP_GAP = 0.5  # seconds between the stamps of an image and of its anchor's message
-MAX_CLOUD_POINTS = 10 * MOST_POINTS  # that are read of a cloud; most are behind the camera
+MAX_CLOUD_POINTS = 10 * MAX_POINTS  # that are read of a cloud; most are behind the camera
 MIN_DEPTH = 0.05  # metres
 MAX_FLOOR_DEPTH = 4.0  # of the floor's points, in heights of the camera
 FLOOR_QUANTILE = 0.25  # of log(floor's depth / depth), below which points count: things are nearer
@@ -138,7 +138,7 @@ class Sensors:
     def read_content(self, message: tuple[int, bytes]) -> tuple[Any, Any]:
         """Read header and (N, 3) points in metres in its frame; of 'depth' (h, w) metres."""
         if self._content_cache[0] is not message:
-            parsed = parse(self._deserialize, message[1], self._message_type, RangeError)
+            parsed = parse_message(self._deserialize, message[1], self._message_type, RangeError)
             content = scan_points(parsed) if self._message_type == SCAN else \
                 cloud_points(parsed, MAX_CLOUD_POINTS) if self._message_type == POINT_CLOUD else \
                 to_depth(parsed)
@@ -164,7 +164,7 @@ class Sensors:
 
     def _add(self, raw: bytes, *, static: bool) -> None:
         with contextlib.suppress(RangeError), self._lock:  # tf has other publishers, too
-            message = parse(self._deserialize, raw, TF_TYPE, RangeError)
+            message = parse_message(self._deserialize, raw, TF_TYPE, RangeError)
             self._tree.add_message(message, static=static)
 
 
@@ -338,7 +338,7 @@ def _project_points(points: Float64, model: CameraModel, size: Size) -> Points:
     # First a quick test of what may be in view, then the exact projection with the lens.
     x, y, z = points.T
     ahead = points[(z > MIN_DEPTH) & (np.abs(x) < 10 * z) & (np.abs(y) < 10 * z)]
-    ahead = ahead[::max(1, -(-len(ahead) // (2 * MOST_POINTS)))]
+    ahead = ahead[::max(1, -(-len(ahead) // (2 * MAX_POINTS)))]
     u, v = model.project(ahead).T
     with np.errstate(invalid='ignore'):
         inside = (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
@@ -353,7 +353,7 @@ def _registered_points(header: Any, image: Any, depth: NDArray[np.float32], size
             f'{quoted(image.frame_id)}: it must be registered to the camera '
             '(depth_image_proc/register), and carry its frame_id.'))
     rows, columns = np.divmod(np.flatnonzero(depth > MIN_DEPTH), depth.shape[1])
-    step = max(1, -(-len(rows) // MOST_POINTS))
+    step = max(1, -(-len(rows) // MAX_POINTS))
     rows, columns = rows[::step], columns[::step]
     v, u = ((index + 0.5) * (length / count) - 0.5 for index, length, count in zip(
         (rows, columns), size, depth.shape, strict=True))

@@ -18,7 +18,7 @@ from ..core.errors import CameraInfoError, ImageError
 from .anchors import Anchor, Sensors
 from .depth import depth_values
 from .image_io import to_rgb
-from .message_types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Deserialize, parse
+from .message_types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Deserialize, parse_message
 from .node_config import NodeConfig
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -73,7 +73,7 @@ class CameraContext:
         content = raw[_STAMP_END:]
         if self._model_cache is None or self._model_cache[0] != content:
             self._model_cache = None
-            message = parse(self._deserialize, raw, CAMERA_INFO, CameraInfoError)
+            message = parse_message(self._deserialize, raw, CAMERA_INFO, CameraInfoError)
             self._model_cache = content, CameraModel.from_info(message, self.config.rectified)
         model = self._model_cache[1]
         model.check_size(width, height)
@@ -86,7 +86,7 @@ class CameraContext:
             ImageError: it cannot be used.
 
         """
-        message = parse(self._deserialize, raw, self.image_type, ImageError)
+        message = parse_message(self._deserialize, raw, self.image_type, ImageError)
         rgb, model, problem = to_rgb(message), None, None
         height, width = rgb.shape[:2]
         try:
@@ -122,7 +122,7 @@ class Frame:
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class DepthResult:
     """The depth of one image, from which every output is made."""
 
     frame: Frame
@@ -135,7 +135,7 @@ class Answer:
         return depth_values(self.prediction.depth, self.frame.context.config.depth_encoding)
 
 
-def predict(estimator: DepthEstimator, frames: Sequence[Frame]) -> list[Answer]:
+def predict(estimator: DepthEstimator, frames: Sequence[Frame]) -> list[DepthResult]:
     """Predict depth of one image of each camera, as one batch.
 
     If it fails, no camera's state has changed, so that it may be called again.
@@ -151,5 +151,5 @@ def predict(estimator: DepthEstimator, frames: Sequence[Frame]) -> list[Answer]:
         frame.context.scene = prediction.scene
         if frame.context.anchor is not None and observation is not None:
             frame.context.anchor.commit(observation)
-    return [Answer(frame, prediction, estimator)
+    return [DepthResult(frame, prediction, estimator)
             for frame, prediction in zip(frames, predictions, strict=True)]

@@ -45,7 +45,7 @@ def to_depth(msg: Any, max_pixels: int = MAX_PIXELS) -> Float32:
     signature, not the format, decides whether there is a header.
 
     Returns:
-        float32 (H, W) metres; NaN where nothing was measured, see `measured`.
+        float32 (H, W) metres; NaN where nothing was measured, see `metres_from_pixels`.
 
     Raises:
         ImageError: as `to_rgb`; 'no depth' if a compressed image is a picture.
@@ -54,11 +54,11 @@ def to_depth(msg: Any, max_pixels: int = MAX_PIXELS) -> Float32:
     if not hasattr(msg, 'encoding'):
         return _compressed_to_depth(msg, max_pixels)
     pixels = pixels_of(msg, layout_of(msg, _DEPTH_LAYOUTS), max_pixels)
-    return measured(pixels if pixels.itemsize == 2 else pixels.view(
+    return metres_from_pixels(pixels if pixels.itemsize == 2 else pixels.view(
         f'{pixels.dtype.byteorder}f{pixels.itemsize}'))
 
 
-def measured(pixels: NDArray[Any]) -> Float32:
+def metres_from_pixels(pixels: NDArray[Any]) -> Float32:
     """Convert a sensor's pixels to a new array of metres, NaN where they are no measurement.
 
     Args:
@@ -118,11 +118,11 @@ def _compressed_to_depth(msg: Any, max_pixels: int) -> Float32:
             'point. '
             'Use the topic of the depth image itself, not a picture of it.')
     if len(header) < _HEADER_BYTES or not format_name.lstrip().startswith('32FC1'):
-        return measured(pixels)
+        return metres_from_pixels(pixels)
     near, far = np.frombuffer(header, '<f4', offset=4)
     with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
         metres = near / (pixels.astype(np.float32) - far)
-    return measured(np.where(pixels > 0, metres, np.float32(np.nan)))
+    return metres_from_pixels(np.where(pixels > 0, metres, np.float32(np.nan)))
 
 
 def _decode_rvl(data: bytes, max_pixels: int) -> NDArray[np.uint16]:

@@ -229,7 +229,7 @@ def decode_compressed(
     if not data:
         raise ImageError('empty image', f'The compressed image (format {quoted(format_name)}) has '
                                         f'no data. {_DRIVER}')
-    size = size_of(data) if tiff or not data.startswith(TIFF_STARTS) else None
+    size = image_size(data) if tiff or not data.startswith(TIFF_STARTS) else None
     pixels = None
     if size is not None and all(size):
         check_pixel_count(*size, max_pixels)
@@ -247,7 +247,7 @@ def decode_compressed(
     return pixels
 
 
-def size_of(data: bytes) -> tuple[int, int] | None:
+def image_size(data: bytes) -> tuple[int, int] | None:
     """Read the (width, height) of a JPEG, PNG or TIFF; None for other data, or without a size.
 
     Raises:

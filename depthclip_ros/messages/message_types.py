@@ -48,7 +48,7 @@ def message_class(message_type: str) -> Any:
     return getattr(importlib.import_module(f'{package}.msg'), name)
 
 
-def make(message_type: str, **fields: Any) -> Any:
+def create_message(message_type: str, **fields: Any) -> Any:
     """Create a message of rclpy."""
     return message_class(message_type)(**fields)
 
@@ -70,7 +70,7 @@ def type_name(name: str) -> str:
     return f'{package}/msg/{base_name}' if slash and '/' not in base_name else name
 
 
-def parse(deserialize: Deserialize, raw: bytes, message_type: str,
+def parse_message(deserialize: Deserialize, raw: bytes, message_type: str,
           error_type: type[DataError]) -> Any:
     """Deserialise a message of an untrusted sender.
 

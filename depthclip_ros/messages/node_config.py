@@ -14,16 +14,16 @@ from ..core.config import (
     DepthConfig,
     Settings,
     define,
-    is_mistaken,
-    unknown_message,
+    is_misspelt,
+    undefined_settings_message,
 )
 from ..core.errors import ConfigError, first_of, quoted
 from ..core.parameter_file import read_parameters
-from ..core.weights import DEMO
+from ..core.releases import DEMO
 from ..resources import config_path
 
 # Parameters that ROS itself, not this package, declares on a node.
-ROS_OWN = re.compile(
+ROS_PARAMETERS = re.compile(
     r'use_sim_time$|start_type_description_service$|(qos_overrides|diagnostic_updater)(\.|$)')
 MAX_POSE_VALUE = 1000.0  # metres, radians
 GROUND = 'ground'
@@ -149,9 +149,9 @@ def foreign_names(values: Mapping[str, Any]) -> list[str]:
     """
     setting_names = DepthConfig.names() + NodeConfig.names()
     foreign = sorted(
-        name for name in values if name not in setting_names and not ROS_OWN.match(name))
-    if mistaken := [name for name in foreign if is_mistaken(name, values[name], setting_names)]:
-        raise ConfigError(unknown_message(mistaken, setting_names))
+        name for name in values if name not in setting_names and not ROS_PARAMETERS.match(name))
+    if mistaken := [name for name in foreign if is_misspelt(name, values[name], setting_names)]:
+        raise ConfigError(undefined_settings_message(mistaken, setting_names))
     return foreign
 
 

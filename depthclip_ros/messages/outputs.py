@@ -20,7 +20,7 @@ from ..core.camera import CameraModel
 from ..core.opencv import cv2
 from ..drawing import overlay
 from ..drawing.color import UNTRAINED, bins_scale, colorize, write_note, write_warning
-from .camera_context import Answer
+from .camera_context import DepthResult
 from .image_io import image_fields
 from .message_types import CAMERA_INFO, IMAGE, POINT_CLOUD, CreateMessage
 
@@ -36,12 +36,12 @@ _RGB_FACTORS = np.array([1 << 16, 1 << 8, 1], np.uint32)  # of red, green and bl
 _FLOAT32 = 7  # sensor_msgs/PointField
 
 
-def _image(create_message: CreateMessage, answer: Answer, pixels: NDArray[Any],
+def _image(create_message: CreateMessage, answer: DepthResult, pixels: NDArray[Any],
            encoding: str = '32FC1') -> Any:
     return create_message(IMAGE, **image_fields(pixels, encoding, answer.frame.header))
 
 
-def _depth(create_message: CreateMessage, answer: Answer) -> Any:
+def _depth(create_message: CreateMessage, answer: DepthResult) -> Any:
     """Depth along the optical axis.
 
     32FC1 in metres with NaN where there is none (and -Inf or +Inf out of range, if `out_of_range`
@@ -51,7 +51,7 @@ def _depth(create_message: CreateMessage, answer: Answer) -> Any:
                   answer.frame.context.config.depth_encoding)
 
 
-def _camera_info(create_message: CreateMessage, answer: Answer) -> Any | None:
+def _camera_info(create_message: CreateMessage, answer: DepthResult) -> Any | None:
     """Camera_info of depth/image, whenever the image's own is usable."""
     if answer.frame.camera_model is None:
         return None
@@ -67,7 +67,7 @@ def _camera_info(create_message: CreateMessage, answer: Answer) -> Any | None:
         p=model.P.ravel().tolist(), binning_x=0, binning_y=0, roi=region)
 
 
-def _points(create_message: CreateMessage, answer: Answer) -> Any | None:
+def _points(create_message: CreateMessage, answer: DepthResult) -> Any | None:
     """Organised cloud x y z rgb in metres, one point for each patch; only while subscribed.
 
     Only where camera_info is usable; with a calibration also stddev, the standard deviation of z.
@@ -86,7 +86,7 @@ def _rays(model: CameraModel, h: int, w: int) -> Float32:
     return model.patch_rays(h, w)
 
 
-def _color(create_message: CreateMessage, answer: Answer) -> Any:
+def _color(create_message: CreateMessage, answer: DepthResult) -> Any:
     """Depth as colours, bright (first bin) to dark (last), logarithmic, grey where unknown (bgr8).
 
     A colour means the same depth as long as bins and camera are the same; only while subscribed.
@@ -101,7 +101,7 @@ def _color(create_message: CreateMessage, answer: Answer) -> Any:
     return _image(create_message, answer, picture, 'bgr8')
 
 
-def _words(create_message: CreateMessage, answer: Answer) -> Any:
+def _words(create_message: CreateMessage, answer: DepthResult) -> Any:
     """The words' weights, drawn on the image for a grid of patches (bgr8).
 
     With depth and its standard deviation in metres, and the scene; only while subscribed.
@@ -115,7 +115,7 @@ def _words(create_message: CreateMessage, answer: Answer) -> Any:
     return _image(create_message, answer, picture, 'bgr8')
 
 
-def _spread(create_message: CreateMessage, answer: Answer) -> Any:
+def _spread(create_message: CreateMessage, answer: DepthResult) -> Any:
     """Standard deviation of the bins by the words' weights, in metres (32FC1), a pixel a patch.
 
     It shows how undecided the words are, and is no error bar; only while subscribed.
@@ -123,7 +123,7 @@ def _spread(create_message: CreateMessage, answer: Answer) -> Any:
     return _image(create_message, answer, answer.prediction.spread)
 
 
-def _stddev(create_message: CreateMessage, answer: Answer) -> Any | None:
+def _stddev(create_message: CreateMessage, answer: DepthResult) -> Any | None:
     """Standard deviation of depth's error, in metres (32FC1), of depth/image's size.
 
     NaN where depth is not finite; only with a calibration and while subscribed.
@@ -134,7 +134,7 @@ def _stddev(create_message: CreateMessage, answer: Answer) -> Any | None:
 
 # Message type and function of each relative topic (None: there is no message); the reference is
 # made of the functions' docstrings.
-OUTPUTS: dict[str, tuple[str, Callable[[CreateMessage, Answer], Any | None]]] = {
+OUTPUTS: dict[str, tuple[str, Callable[[CreateMessage, DepthResult], Any | None]]] = {
     'depth/image': (IMAGE, _depth), 'depth/camera_info': (CAMERA_INFO, _camera_info),
     'points': (POINT_CLOUD, _points), 'depth/image_color': (IMAGE, _color),
     'depth/words': (IMAGE, _words), 'depth/spread': (IMAGE, _spread),

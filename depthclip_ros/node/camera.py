@@ -19,7 +19,7 @@ from rclpy.qos import QoSHistoryPolicy, QoSProfile
 from ..core.camera import Notice, stretch_notice
 from ..messages import message_types as messages
 from ..messages.anchors import Sensors
-from ..messages.camera_context import Answer, CameraContext
+from ..messages.camera_context import CameraContext, DepthResult
 from ..messages.node_config import NodeConfig
 from ..messages.outputs import OUTPUT_DEPTH, OUTPUTS
 from .subscriptions import RELIABLE, AdaptiveSubscription, override_options
@@ -204,7 +204,7 @@ class Camera:
         with self._lock:
             return self._counts.copy()
 
-    def record_publication(self, answer: Answer) -> None:
+    def record_publication(self, answer: DepthResult) -> None:
         """Record the age of depth if its stamp is of this node's clock, and count lost pixels."""
         stamp = answer.frame.header.stamp
         now = self._node.get_clock().now().nanoseconds
@@ -218,7 +218,7 @@ class Camera:
                 f'{beyond} pixels have a depth that 16UC1 cannot hold (above 65.534 m), and '
                 'are published as unknown. Use depth_encoding: 32FC1.'))
 
-    def update_statistics(self, answer: Answer) -> None:
+    def update_statistics(self, answer: DepthResult) -> None:
         """Update NaN fraction, shape, focal ratio and anchor state from a published image."""
         depth = answer.prediction.depth
         # The maximum is the quicker test, and mostly there is no NaN.
@@ -243,7 +243,7 @@ class Camera:
             return
         state = anchor.filter.state
         # Of an unusual scale /diagnostics warns.
-        if state.anchored and not (self._was_anchored or state.unusual):
+        if state.anchored and not (self._was_anchored or state.is_unusual):
             self.log.announce(f'Anchored by {self.config.anchor}: {state.agreement}.')
         self._was_anchored = state.anchored
         if anchor.condition:
@@ -251,7 +251,7 @@ class Camera:
                 f'anchor: {self.config.anchor} is not followed ({anchor.condition}): '
                 f'{anchor.reason}'))
 
-    def _report_focal_ratio(self, answer: Answer) -> None:
+    def _report_focal_ratio(self, answer: DepthResult) -> None:
         """Log when the focal length begins or ceases to count, and when it jumps."""
         ratio, (previous_ratio, previous_reason) = answer.prediction.focal_ratio, self.focal
         reason = NO_REFERENCE_FOCAL if not answer.estimator.config.reference_focal else \

@@ -34,7 +34,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError, DepthClipError, quoted
-from ..executables import begin
+from ..executables import prepare_process
 from ..messages import message_types as messages
 from ..messages.anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
 from ..messages.node_config import NodeConfig
@@ -42,7 +42,7 @@ from ..messages.outputs import OUTPUTS
 from .camera import Camera, ThrottledLog, account_summary
 from .health import CameraHealth, NodeHealth
 from .parameters import Parameters, help_text
-from .process import StopSignals, check_files, end_process, explain, keep_freed_memory
+from .process import StopSignals, check_files, end_process, keep_freed_memory, rclpy_error_text
 from .subscriptions import OVERRIDES, AdaptiveSubscription, check_overrides
 from .worker import Pipeline, free_memory
 
@@ -421,7 +421,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except (DepthClipError, RuntimeError, ValueError) as error:
         if node is not None:
             raise
-        sys.stderr.write(f'depth_node: {explain(error)}\n')
+        sys.stderr.write(f'depth_node: {rclpy_error_text(error)}\n')
         return 1
     finally:
         stopped = ending.is_set()
@@ -450,5 +450,5 @@ def _spin(node: DepthNode, ending: threading.Event) -> None:
 
 
 if __name__ == '__main__':  # as the executable
-    begin()
+    prepare_process()
     run()

@@ -99,7 +99,7 @@ def _no_anchor(health: CameraHealth) -> Finding | None:
 
 def _unusual_scale(health: CameraHealth) -> Finding | None:
     anchor = health.camera.context.anchor
-    return None if anchor is None or not anchor.filter.state.unusual else Finding(
+    return None if anchor is None or not anchor.filter.state.is_unusual else Finding(
         'anchor scale', WARN, f'unusual scale: {anchor.filter.state.agreement}',
         unusual_scale(health.config.anchor, anchor.filter.state))
 

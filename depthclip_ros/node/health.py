@@ -16,7 +16,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 from ..core.config import Settings
-from ..executables import waiting
+from ..executables import openmp_settings
 from ..messages.anchors import Anchor
 from ..messages.node_config import NodeConfig
 from .camera import Camera
@@ -88,7 +88,7 @@ def anchor_values(name: str, anchor: Anchor) -> Values:
         'anchor': (name, 'the parameter anchor'),
         'anchored': (state.anchored, 'True while the scale rests on the sensor'),
         'anchor scale': (f'{state.scale:.4f}', 'factor that brings language depth to metres'),
-        'anchor share [%]': (100 * state.share, (
+        'anchor share [%]': (100 * state.agreeing_fraction, (
             'fraction of the points that agree with the scale; empty before the first')),
         'anchor points': (state.points, 'points of the last message that lie in the image'),
         'not anchored: …': (dict(sorted(anchor.conditions.copy().items())), (
@@ -122,7 +122,7 @@ def model_values(estimator: DepthEstimator) -> Values:
         'GPU memory [MiB]': (_gpu_memory(estimator.device), (
             'memory of all tensors on the GPU; empty on a CPU')),
         'precision': (estimator.precision, 'number format of the network that is in use'),
-        'threads wait by': (waiting(), (
+        'threads wait by': (openmp_settings(), (
             "settings of how OpenMP's threads wait, which matters on a busy machine; empty: "
             "OpenMP's defaults")),
         'engine': (estimator.engine, 'engine of the network that is in use'),

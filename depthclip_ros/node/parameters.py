@@ -28,7 +28,7 @@ from rclpy.parameter import Parameter
 from ..core.config import DepthConfig, describe
 from ..core.errors import ConfigError, DepthClipError, MismatchError
 from ..messages.node_config import (
-    ROS_OWN,
+    ROS_PARAMETERS,
     NodeConfig,
     build_configs,
     foreign_names,
@@ -46,7 +46,7 @@ SETTINGS: dict[str, dataclasses.Field[Any]] = {
 TEXT_SETTINGS = ('tokens', 'templates', 'scenes', 'scene_templates')  # of the text features
 
 
-def descriptor(setting: dataclasses.Field[Any]) -> ParameterDescriptor:
+def parameter_descriptor(setting: dataclasses.Field[Any]) -> ParameterDescriptor:
     """Describe one setting as `ros2 param describe` shows it."""
     metadata = setting.metadata
     result = ParameterDescriptor(
@@ -95,7 +95,7 @@ class Parameters:
         self._node, self._pipeline, self._lock = node, pipeline, threading.Lock()
         parameters: dict[str, Any] = node.get_parameters_by_prefix('')
         overrides = {name: _to_builtin(parameter.value) for name, parameter in parameters.items()
-                     if not ROS_OWN.match(name)}
+                     if not ROS_PARAMETERS.match(name)}
         if foreign := foreign_names(overrides):
             node.get_logger().warning(foreign_notice(foreign))
         depth, self.node = build_configs(overrides)
@@ -108,7 +108,8 @@ class Parameters:
             # rclpy declared it with the type of the user's value and without a description.
             if node.has_parameter(name):
                 node.undeclare_parameter(name)
-            node.declare_parameter(name, value, descriptor(SETTINGS[name]), ignore_override=True)
+            node.declare_parameter(
+                name, value, parameter_descriptor(SETTINGS[name]), ignore_override=True)
         node.add_on_set_parameters_callback(self._on_set)
         self._applies_on_set = not hasattr(node, 'add_post_set_parameters_callback')
         if not self._applies_on_set:  # Iron and later

@@ -107,7 +107,7 @@ def check_files(arguments: Sequence[str]) -> None:
             sections(following)
 
 
-def explain(error: Exception) -> str:
+def rclpy_error_text(error: Exception) -> str:
     """Return rclpy's reason for refusing the command line, without the place in its source."""
     text = str(error).removeprefix('failed to initialize rcl: ').partition(', at /')[0]
     return text if isinstance(error, ConfigError) else (

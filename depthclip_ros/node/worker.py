@@ -18,7 +18,7 @@ from rclpy.node import Node
 from ..core.config import DepthConfig
 from ..core.errors import DataError, is_short_of_memory, quoted
 from ..messages import message_types as messages
-from ..messages.camera_context import Answer, Frame, predict
+from ..messages.camera_context import DepthResult, Frame, predict
 from ..messages.outputs import OUTPUTS
 from .camera import (
     DROPPED,
@@ -184,7 +184,7 @@ class Pipeline:
         camera.count(IDLE)
         return None
 
-    def _predict_with_retry(self, frames: Mapping[Camera, Frame]) -> dict[Camera, Answer]:
+    def _predict_with_retry(self, frames: Mapping[Camera, Frame]) -> dict[Camera, DepthResult]:
         """Predict a batch; if that fails, free memory and predict its frames one by one.
 
         The batch may have been too large for the memory.
@@ -203,13 +203,13 @@ class Pipeline:
                 'tried once more, one by one.'))
         if failed:  # outside of the handler, where the error no longer holds memory
             free_memory()
-        answers: dict[Camera, Answer] = {}
+        answers: dict[Camera, DepthResult] = {}
         for camera, frame in frames.items():
             answers |= self._attempt(
                 camera, 'prediction', REJECTED, self._predict_batch, {camera: frame}) or {}
         return answers
 
-    def _predict_batch(self, frames: Mapping[Camera, Frame]) -> dict[Camera, Answer]:
+    def _predict_batch(self, frames: Mapping[Camera, Frame]) -> dict[Camera, DepthResult]:
         estimator, config = self.estimator, self.config
         if estimator is None:
             raise RuntimeError('no model is loaded')
@@ -230,7 +230,7 @@ class Pipeline:
         return dict(zip(frames, answers, strict=True))
 
     @staticmethod
-    def _publish(camera: Camera, answer: Answer, group: str, topics: Iterable[str]) -> bool:
+    def _publish(camera: Camera, answer: DepthResult, group: str, topics: Iterable[str]) -> bool:
         """Publish the topics of one part that have subscribers; False if the node is inactive."""
         if group == REJECTED and not camera.is_active():  # rclpy would publish nothing
             camera.count(DROPPED)
@@ -243,7 +243,7 @@ class Pipeline:
         for topic in topics:
             if group != REJECTED and not camera.has_subscribers(topic):
                 continue
-            message = OUTPUTS[topic][1](messages.make, answer)
+            message = OUTPUTS[topic][1](messages.create_message, answer)
             if message is not None:
                 camera.publish(topic, message)
         if group == REJECTED:

@@ -125,7 +125,7 @@ def finite_or_nan(metres: Float32) -> Float32:
     return np.where(np.isfinite(metres), metres, np.float32(np.nan))
 
 
-def look() -> AbstractContextManager[None]:
+def figure_style() -> AbstractContextManager[None]:
     """Set one style, regardless of the user's; use it for drawing and for saving."""
     return style.context(['default', _STYLE], after_reset=True)
 
@@ -141,7 +141,7 @@ def save(folder: Path, name: str, figure: Figure, title: str, caption: str) -> P
     Args:
         folder: of the page that shows it.
         name: of the file; it ends in .png (photographs) or .svg (charts).
-        figure: to write, within `look`.
+        figure: to write, within `figure_style`.
         title: for the page.
         caption: for the page.
 

@@ -99,7 +99,7 @@ class Room:
         return f'{self.scene.kind}, seed {self.scene.seed}'
 
 
-def room(kind: str, seed: int, warn: Callable[[str], None]) -> Room:
+def generate_room(kind: str, seed: int, warn: Callable[[str], None]) -> Room:
     """Generate a room, or the next one that has a place for a camera.
 
     Args:
@@ -117,7 +117,7 @@ def room(kind: str, seed: int, warn: Callable[[str], None]) -> Room:
             seed += len(KINDS) if kind == ALL_KINDS else 1
 
 
-class View:
+class SimulatedView:
     """The view of one camera of several.
 
     Frames depend only on the settings and the time since the start.
@@ -157,7 +157,7 @@ class View:
             # Without a rig, each camera gets the next room in turn.
             seed_offset = number_of_room if config.rig else number_of_room * cameras + self._index
             self._number = number_of_room
-            self._room = room(config.kind, config.seed + seed_offset, self._warn)
+            self._room = generate_room(config.kind, config.seed + seed_offset, self._warn)
             self._announce(number_of_room * period, self._room)
         pose = self._room.path.pose(elapsed - number_of_room * period)
         if config.rig:
@@ -217,7 +217,7 @@ def tour(camera: SimCamera, announce: Callable[[str], None]) -> Iterator[NDArray
 
     """
     for seed in itertools.count():
-        tour_room = room(ALL_KINDS, seed, announce)
+        tour_room = generate_room(ALL_KINDS, seed, announce)
         announce(str(tour_room))
         for number in range(TOUR_FRAMES):
             yield render(tour_room.scene, camera, tour_room.path.pose(number * TOUR_STEP)).rgb

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import BagError, ConfigError, quoted
 from ..core.files import user_path
 from ..messages.message_types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, topic_name
-from .metadata import METADATA, About, Channel
+from .metadata import METADATA, BagMetadata, Channel
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -86,15 +86,15 @@ class Bag(ExitStack):
             raise BagError(f'Reading {self.path} needs the Python packages mcap and rosbags '
                            f"({error}): run 'pip install mcap rosbags'.") from error
         is_described = (self.path / METADATA).exists()
-        about = _about(self.path) if is_described else About()
+        about = _about(self.path) if is_described else BagMetadata()
         paths = _files(self.path, about.files if is_described else None)
         with ExitStack() as stack:
             files = [open_file(file, stack) for file in paths]
             self.push(stack.pop_all())
-        self.is_mcap, self.about = files[0].is_mcap, about
+        self.is_mcap, self.metadata = files[0].is_mcap, about
         if not is_described:
-            self.about = _about_of(files[0].about)
-            self.about.compression = 'file' if paths[0].suffix == '.zstd' else 'none'
+            self.metadata = _about_of(files[0].metadata)
+            self.metadata.compression = 'file' if paths[0].suffix == '.zstd' else 'none'
         filled = [file for file in files if file.counts.total()]
         self.begin = min((file.begin for file in filled), default=0)
         self.end = max((file.end + 1 for file in filled), default=0)
@@ -106,7 +106,7 @@ class Bag(ExitStack):
 
     def _channels(self, file: McapFile | SqliteFile) -> dict[int, Channel]:
         """Count the topics of a file, and add hashes of types that only metadata.yaml has."""
-        digests = {(topic.name, topic.type): topic.digest for topic, _ in self.about.topics}
+        digests = {(topic.name, topic.type): topic.digest for topic, _ in self.metadata.topics}
         channels = {
             number: replace(channel, digest=channel.digest or digests.get(
                 (channel.name, channel.type), '')) for number, channel in file.channels.items()}
@@ -116,14 +116,14 @@ class Bag(ExitStack):
 
     def _compare_counts(self) -> None:
         """Refuse a bag with fewer messages than metadata.yaml counts; add topics without any."""
-        expected, count = sum(count for _, count in self.about.topics), self.counts.total()
+        expected, count = sum(count for _, count in self.metadata.topics), self.counts.total()
         if count < expected:
             raise BagError(
                 f'{self.path}: its metadata.yaml counts {expected} messages, its files hold '
                 f"{count}. Copy it again; if the others are lost, 'ros2 bag reindex {self.path}' "
                 'counts what is there.')
         counted = {(channel.name, channel.type) for channel in self.counts}
-        self.counts.update({channel: 0 for channel, _ in self.about.topics
+        self.counts.update({channel: 0 for channel, _ in self.metadata.topics
                             if (channel.name, channel.type) not in counted})
 
     @property
@@ -181,7 +181,7 @@ class Bag(ExitStack):
                 for number, message in file.messages(selected, begin, end) if expected else ():
                     count += 1
                     yield selected[number], unpacked(
-                        message, path, is_packed=self.about.compression == 'message',
+                        message, path, is_packed=self.metadata.compression == 'message',
                         encoding=selected[number].encoding)
             if begin is None and end is None and count < expected:
                 raise BagError(f'{path} counts {expected} messages, but holds {count}: it is '
@@ -199,7 +199,7 @@ def typestore() -> Any:
     return get_typestore(Stores.ROS2_HUMBLE)
 
 
-def read(raw: bytes, kind: str) -> Any:
+def deserialize(raw: bytes, kind: str) -> Any:
     """Deserialize a message; errors of the parser pass unchanged."""
     return typestore().deserialize_cdr(raw, kind)
 
@@ -284,12 +284,12 @@ def custom_data(path: str | Path) -> dict[str, str]:
     if (path / METADATA).exists():
         return _about(path).custom
     with Bag(path) as bag:
-        return bag.about.custom
+        return bag.metadata.custom
 
 
-def _about(folder: Path) -> About:
+def _about(folder: Path) -> BagMetadata:
     try:
-        return About.of((folder / METADATA).read_text(encoding='utf-8'))
+        return BagMetadata.of((folder / METADATA).read_text(encoding='utf-8'))
     except Exception as error:  # any content in place of metadata
         raise BagError(
             f'{folder / METADATA} does not describe a bag of rosbag2. '
@@ -297,12 +297,12 @@ def _about(folder: Path) -> About:
             ) from error
 
 
-def _about_of(text: str) -> About:
+def _about_of(text: str) -> BagMetadata:
     """Parse a file's description of its bag, which is optional: empty if that fails."""
     try:
-        return About.of(text)
+        return BagMetadata.of(text)
     except Exception:  # noqa: BLE001 (other programs write any text)
-        return About()
+        return BagMetadata()
 
 
 # Topics of cameras and depth ---------------------------------------------------------------------
@@ -315,7 +315,7 @@ def content_of(raw: bytes, kind: str) -> str:
     """
     from ..messages.image_io import COMPRESSED_DEPTH, ENCODINGS, PNG_START
     try:
-        message = read(raw, kind)
+        message = deserialize(raw, kind)
     except Exception:  # noqa: BLE001 (a later reader of the message reports it)
         return ''
     if kind == IMAGE:
@@ -337,7 +337,7 @@ def language_depth_topics(bag: Bag) -> set[str]:
     depth/image alone looks like a sensor's.
     """
     kinds = {topic.name: topic.type for topic in bag.topics}
-    noted = bag.about.custom.get(TOPICS_KEY, '').split()
+    noted = bag.metadata.custom.get(TOPICS_KEY, '').split()
     spaces = [name.removesuffix(LANGUAGE_TOPICS[-1]) for name, kind in kinds.items()
               if kind == IMAGE and name.endswith(f'/{LANGUAGE_TOPICS[-1]}')]
     return kinds.keys() & {*noted, *(space + topic for space in spaces

@@ -67,7 +67,7 @@ _MIN_FOCAL = 0.05
 
 
 @dataclass(frozen=True)
-class CameraCalibration:
+class Intrinsics:
     """Intrinsics of a `sensor_msgs/CameraInfo`: matrices row by row, in pixels."""
 
     width: int
@@ -81,13 +81,13 @@ class CameraCalibration:
     @classmethod
     def pinhole(
         cls, width: int, height: int, k: tuple[float, ...], d: tuple[float, ...] = (0.0,) * 5,
-    ) -> CameraCalibration:
+    ) -> Intrinsics:
         """Make a camera of K (nine numbers, row by row) without rectification."""
         return cls(width, height, k, d, 'plumb_bob', (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
                    (*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0))
 
     @classmethod
-    def from_fov(cls, width: int, height: int, hfov: float) -> CameraCalibration:
+    def from_fov(cls, width: int, height: int, hfov: float) -> Intrinsics:
         """Make an undistorted pinhole camera with its principal point at the image's centre.
 
         Args:
@@ -108,13 +108,13 @@ class CameraCalibration:
             focal, 0.0, (width - 1) / 2, 0.0, focal, (height - 1) / 2, 0.0, 0.0, 1.0))
 
     @classmethod
-    def of_sim(cls, camera: SimCamera) -> CameraCalibration:
+    def of_sim(cls, camera: SimCamera) -> Intrinsics:
         """Make the intrinsics of a simulated camera."""
         return cls.pinhole(camera.width, camera.height,
                            tuple(map(float, camera.matrix.ravel())), camera.distortion)
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> CameraCalibration:
+    def from_yaml(cls, path: str | Path) -> Intrinsics:
         """Read a file of the ROS tools `camera_calibration` and `camera_info_manager`.
 
         Files of similar programs may name the model `camera_model` (default: plumb_bob), omit
@@ -155,9 +155,9 @@ class CameraCalibration:
             setattr(message, name, value)
 
 
-def calibration_of(
-    camera: CameraCalibration | float, width: int, height: int,
-) -> CameraCalibration:
+def intrinsics_of(
+    camera: Intrinsics | float, width: int, height: int,
+) -> Intrinsics:
     """Return the intrinsics of pictures of one size.
 
     Args:
@@ -170,8 +170,8 @@ def calibration_of(
             of view is out of range.
 
     """
-    if not isinstance(camera, CameraCalibration):
-        return CameraCalibration.from_fov(width, height, camera)
+    if not isinstance(camera, Intrinsics):
+        return Intrinsics.from_fov(width, height, camera)
     if (camera.width, camera.height) != (width, height):
         raise CameraInfoError(
             'another size', f'The calibration is for {camera.width} x {camera.height} pixels, but '
@@ -229,7 +229,7 @@ def _of_message(path: str | Path, entries: dict[Any, Any]) -> dict[Any, Any]:
     return {name: fields[field] for name, field in _PRINTED.items() if field in fields}
 
 
-def _check_matrix(path: str | Path, camera: CameraCalibration) -> None:
+def _check_matrix(path: str | Path, camera: Intrinsics) -> None:
     """Refuse a camera matrix that is not in OpenCV's convention, in pixels and row by row."""
     (fx, _, cx), (_, fy, cy), last = np.reshape(camera.k, (3, 3)).tolist()
     if last[:2] != [0, 0] and cx == cy == 0:

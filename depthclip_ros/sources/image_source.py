@@ -30,7 +30,7 @@ from ..core.errors import ImageError
 from ..core.files import printable
 from ..messages.image_io import image_fields
 from ..node.process import end_process
-from .camera_info import BUILTIN_HFOV, CameraCalibration, calibration_of
+from .camera_info import BUILTIN_HFOV, Intrinsics, intrinsics_of
 from .pictures import (
     Notes,
     builtin_frames,
@@ -71,7 +71,7 @@ class ImageSource(Node):
         self._options, self._stop = options, stop
         # NYU's by default: another guess would change the scale of depth.
         fov = BUILTIN_HFOV if options.fov is None else options.fov
-        self._camera = CameraCalibration.from_yaml(options.camera_info) \
+        self._camera = Intrinsics.from_yaml(options.camera_info) \
             if options.camera_info else fov
         is_file = options.images or options.video or options.webcam is not None
         if is_file and not options.camera_info and options.fov is None:
@@ -98,7 +98,7 @@ class ImageSource(Node):
         """
         height, width = picture.shape[:2]
         if (self._info.width, self._info.height) != (width, height):
-            calibration_of(self._camera, width, height).fill(self._info)
+            intrinsics_of(self._camera, width, height).fill(self._info)
         header = Header(stamp=self.get_clock().now().to_msg(), frame_id=FRAME)
         self._info.header, self._is_answered = header, False
         image = Image(**image_fields(picture, 'bgr8', header))

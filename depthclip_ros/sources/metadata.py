@@ -82,7 +82,7 @@ def latched_history(topic: str, offers: Sequence[Any]) -> int | None:
 
 
 @dataclass
-class About:
+class BagMetadata:
     """Description of a bag by rosbag2.
 
     Attributes:
@@ -101,7 +101,7 @@ class About:
     distro: str = ''
 
     @classmethod
-    def of(cls, text: str) -> About:
+    def of(cls, text: str) -> BagMetadata:
         """Parse YAML of any version of rosbag2; errors pass unchanged."""
         fields = yaml.safe_load(text)
         fields = fields.get(_KEY, fields)

@@ -18,7 +18,7 @@ from ..core.errors import ImageError, quoted
 from ..core.file_formats import kind_of
 from ..core.files import open_regular, user_path
 from ..core.opencv import cv2
-from ..messages.image_io import TIFF_STARTS, size_of, tiff_directory
+from ..messages.image_io import TIFF_STARTS, image_size, tiff_directory
 from .camera_info import BUILTIN_HFOV
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _read(path: Path) -> bytes:
 def _decoded(path: Path, data: bytes, flags: int) -> NDArray[Any]:
     size = None  # known before decoding for JPEG, PNG and TIFF alone
     with suppress(ImageError):  # the decoder judges truncated files
-        size = size_of(data)
+        size = image_size(data)
     _check_size(path, *(size or (0, 0)))
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None

@@ -13,8 +13,8 @@ from rclpy.signals import SignalHandlerOptions
 
 from ..core.errors import DepthClipError
 from ..core.files import printable
-from ..executables import begin
-from ..node.process import StopSignals, explain
+from ..executables import prepare_process
+from ..node.process import StopSignals, rclpy_error_text
 from ..resources import large_images_profile
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def run(name: str, body: Callable[[Event], int], arguments: Sequence[str]) -> in
         arguments: of the command line, with those of ROS.
 
     """
-    begin()
+    prepare_process()
     signals = StopSignals()
     os.environ.update(large_images_profile(os.environ))
     try:
@@ -47,7 +47,7 @@ def run(name: str, body: Callable[[Event], int], arguments: Sequence[str]) -> in
             rclpy.init(args=[name, *map(printable, arguments)],
                        signal_handler_options=SignalHandlerOptions.NO)
         except (RuntimeError, ValueError) as error:
-            sys.stderr.write(f'{name}: {explain(error)}\n')
+            sys.stderr.write(f'{name}: {rclpy_error_text(error)}\n')
             return 1
         return body(signals.received)
     except (DepthClipError, NameValidationException) as error:

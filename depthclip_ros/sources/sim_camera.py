@@ -36,12 +36,12 @@ from std_msgs.msg import Header
 from ..messages.depth import depth_values
 from ..messages.image_io import image_fields
 from ..messages.message_types import TF, message_class
-from ..messages.node_config import ROS_OWN, check_camera_names
-from ..node.parameters import descriptor
+from ..messages.node_config import ROS_PARAMETERS, check_camera_names
+from ..node.parameters import parameter_descriptor
 from ..node.process import end_process
 from ..sim.datasets import OPTICAL_FRAME, WORLD_FRAME, quaternion
-from ..sim.views import NANOSECONDS, Schedule, SimConfig, View
-from .camera_info import CameraCalibration
+from ..sim.views import NANOSECONDS, Schedule, SimConfig, SimulatedView
+from .camera_info import Intrinsics
 from .image_source import QOS
 from .process import run
 
@@ -79,7 +79,7 @@ class SimCameraNode(Node):
             torch.set_num_threads(self.config.num_threads)
         self._cameras = [self._camera(index) for index in range(len(self.config.cameras))]
         self._info = CameraInfo()
-        CameraCalibration.of_sim(self.config.camera()).fill(self._info)
+        Intrinsics.of_sim(self.config.camera()).fill(self._info)
         self._schedule = Schedule(self.config.rate)
         self._skipped = -1  # pictures by the last report; -1: before the first picture
         self._tf: Any = None
@@ -98,7 +98,7 @@ class SimCameraNode(Node):
         return (f'published {self.published} pictures of each camera, skipped '
                 f'{self._schedule.skipped} that rendering was too slow for')
 
-    def _camera(self, index: int) -> tuple[str, View, dict[str, Publisher]]:
+    def _camera(self, index: int) -> tuple[str, SimulatedView, dict[str, Publisher]]:
         """Create a camera's view and publishers; return them with its name."""
         name = self.config.cameras[index]
 
@@ -108,7 +108,7 @@ class SimCameraNode(Node):
             self.get_logger().info(
                 f'{name or "camera"}: {room}, from stamp {sec}.{nanosec:09d} on.')
 
-        return name, View(self.config, index, announce, self.get_logger().warning), {
+        return name, SimulatedView(self.config, index, announce, self.get_logger().warning), {
             topic: self.create_publisher(kind, f'{name}/{topic}'.lstrip('/'), QOS)
             for topic, kind in TOPICS.items()}
 
@@ -168,12 +168,12 @@ def declare_parameters(node: Node) -> SimConfig:
     parameters: dict[str, Any] = node.get_parameters_by_prefix('')
     config = SimConfig.from_dict({
         name: list(value) if isinstance(value := parameter.value, array.array) else value
-        for name, parameter in parameters.items() if not ROS_OWN.match(name)})
+        for name, parameter in parameters.items() if not ROS_PARAMETERS.match(name)})
     check_camera_names(config.cameras)
     for setting in dataclasses.fields(SimConfig):
         if node.has_parameter(setting.name):
             node.undeclare_parameter(setting.name)
-        description = descriptor(setting)
+        description = parameter_descriptor(setting)
         description.read_only = True
         node.declare_parameter(
             setting.name, config.to_dict()[setting.name], description, ignore_override=True)

@@ -163,8 +163,9 @@ class McapFile:
         self.begin, self.end = statistics.message_start_time, statistics.message_end_time
         self.channels = {number: _channel(channel, summary.schemas.get(channel.schema_id))
                          for number, channel in summary.channels.items()}
-        self.about = next((note.metadata.get(ABOUT, '') for note in self._reader().iter_metadata()
-                           if note.name == ROSBAG2), '')
+        self.metadata = next((note.metadata.get(ABOUT, '')
+                              for note in self._reader().iter_metadata()
+                              if note.name == ROSBAG2), '')
 
     def messages(
         self, channels: Collection[int], begin: int | None, end: int | None,
@@ -265,7 +266,7 @@ class SqliteFile:
         self.counts = Counter({row['topic_id']: row['count'] for row in rows})
         self.begin = min((row['first'] for row in rows), default=0)
         self.end = max((row['last'] for row in rows), default=0)
-        self.about = next((str(row['metadata']) for row in self._rows(
+        self.metadata = next((str(row['metadata']) for row in self._rows(
             'SELECT metadata FROM metadata ORDER BY id DESC', 'metadata')), '')
 
     def messages(

@@ -18,7 +18,7 @@ from depthclip_ros.report.figures import (
     TRUTH,
     density,
     distributions,
-    look,
+    figure_style,
     new_figure,
     predictions,
     quantile,
@@ -53,7 +53,7 @@ def draw(folder: Path, results: Results) -> dict[str, list[Picture]]:
     bins = [float(b) for b in summary.config.get('bins', [])]
     scale = scale_of(results.samples)
     ranks = list(zip_longest(*map(results.of_role, ROLES)))
-    with look():
+    with figure_style():
         return {
             'gains': [save(
                 folder, 'gains.svg', gains(summary), 'Gains over every control',
