@@ -78,7 +78,7 @@ class Model:
     def see(self, view: Frame) -> Tensor:
         """(1, K, h, w) logits at temperature 1."""
         return similarity_logits(
-            self.estimator.maps([view.rgb]).features, self._text, temperature=1.0)
+            self.estimator.encode([view.rgb]).features, self._text, temperature=1.0)
 
     def choose_temperature(self, views: Sequence[Frame]) -> None:
         """Take the temperature of the least rmse."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.calibration import Calibration, image_digest
 from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS, DepthConfig
-from depthclip_ros.core.engine import download, single_thread
+from depthclip_ros.core.engine import single_thread, to_host
 from depthclip_ros.core.readout import mean_of_passes
 from depthclip_ros.core.text_features import all_alike
 from depthclip_ros.evaluation.errors import EvaluationError
@@ -140,10 +140,11 @@ class CalibratedDepth(PatchDepth):
         ratio = (image.focal / self.reference if image.focal and self.reference
                  else origin.focal_ratio)
         passes = len(image.maps.features)
-        weights, depth, spread, view = download(
-            *image.read_out(config.tokens, config.bins), calibration.view(image.maps.trunk))
+        weights, depth, spread, components = to_host(
+            *image.read_out(config.tokens, config.bins),
+            calibration.principal_components(image.maps.trunk))
         return mean_of_passes(calibration.correct(
-            weights, depth, spread, view, calibration.rays([None], flip=passes > 1),
+            weights, depth, spread, components, calibration.rays([None], flip=passes > 1),
             [ratio] * passes)[0], 1)[0]
 
 

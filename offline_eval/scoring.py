@@ -91,7 +91,7 @@ class Scorer:
             raise DatasetError(f'{self.dataset.path}: {entry.name}: {error}') from error
         with self._network:
             start = time.perf_counter()
-            maps = self.estimator.maps([rgb])
+            maps = self.estimator.encode([rgb])
             if maps.features.is_cuda:
                 torch.cuda.synchronize(maps.features.device)
             seconds = time.perf_counter() - start

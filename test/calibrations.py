@@ -10,7 +10,7 @@ import numpy as np
 from depthclip_ros.core.calibration import (
     FITTED_SETTINGS,
     SCALARS,
-    SPREAD_TERMS,
+    STDDEV_PREDICTORS,
     Calibration,
     CalibrationOrigin,
     embedding_size,
@@ -22,7 +22,7 @@ from depthclip_ros.core.camera import CameraModel
 def arrays_for(estimator, **changes):
     """A correction that corrects nothing, with a relative standard deviation of 0.1."""
     config = estimator.config
-    spread = np.zeros(SPREAD_TERMS)
+    spread = np.zeros(STDDEV_PREDICTORS)
     spread[0] = math.log(0.1)
     camera = CameraModel.pinhole(config.input_width, config.input_height, config.input_width)
     arrays = {
@@ -53,7 +53,7 @@ def random_arrays(estimator, seed=0):
     """A correction that uses all of its terms."""
     rng = np.random.default_rng(seed)
     arrays = arrays_for(estimator)
-    spread = rng.normal(0, 0.05, SPREAD_TERMS)
+    spread = rng.normal(0, 0.05, STDDEV_PREDICTORS)
     spread[0] = math.log(0.15)
     directions, landmarks = 5, 7
     width = arrays['projection'].shape[1]

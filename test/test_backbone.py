@@ -87,7 +87,7 @@ def test_every_position_asks_as_the_mean_does(resnet):
         'out_proj.weight': torch.eye(256), 'out_proj.bias': torch.zeros(256)})
     answers = pool.c_proj(attention(tokens, tokens, tokens, need_weights=False)[0])
     close(answers[0], pool(maps))
-    close(ours.dense(maps), dense := answers[1:].permute(1, 2, 0).reshape(2, 64, 2, 2))
+    close(ours.patch_embeddings(maps), dense := answers[1:].permute(1, 2, 0).reshape(2, 64, 2, 2))
     found = build_image_encoder(resnet, 'attnpool')(images(64, 64))
     close(found, unit(dense))
 

@@ -22,7 +22,7 @@ pytest.importorskip('rosbags', reason='rosbags is not installed')
 import bags
 import clip_standin
 from bags import DEPTH, FRAMES, IMAGE, INFO, STORE, STRANGE
-from calibrations import about, random_arrays
+from calibrations import origin, random_arrays
 from mcap.reader import make_reader
 from mcap.stream_reader import breakup_chunk
 from mcap.writer import IndexType
@@ -751,7 +751,7 @@ def test_depth_in_the_bag_is_depth_on_the_topic(transport, source, demo, tmp_pat
 
 
 def test_calibrated_and_anchored_depth_in_the_bag_is_that_on_the_topic(source, demo, tmp_path):
-    calibration = Calibration(about(demo), random_arrays(demo)).save(tmp_path, 'room')
+    calibration = Calibration(origin(demo), random_arrays(demo)).save(tmp_path, 'room')
     calibrated = DepthEstimator(
         demo.config.replace(calibration=str(calibration)), weights='demo', device='cpu',
         num_threads=1)

@@ -24,7 +24,7 @@ from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.calibration import (
     LARGEST_CORRECTION,
     NEIGHBOUR_WEIGHTS,
-    SPREAD_TERMS,
+    STDDEV_PREDICTORS,
     STDDEV_RATIO_LIMITS,
     Calibration,
     empty_kernel,
@@ -230,7 +230,7 @@ def test_nothing_corrected_is_nothing_changed_but_error_bars(estimator, use):
 @pytest.mark.parametrize('sign', [1, -1])
 def test_a_correction_ends_at_its_bound_whatever_the_focal_length(estimator, use, sign):
     plain, own = estimator.predict(IMAGES[0]), camera(0.6)
-    spread = np.zeros(SPREAD_TERMS)
+    spread = np.zeros(STDDEV_PREDICTORS)
     spread[[0, 6]] = math.log(0.1), 0.2
     use(calibrations.arrays_for(estimator, bias=sign * 5.0, spread=spread))
     found = estimator.predict(CameraImage(IMAGES[0], own))
@@ -246,7 +246,7 @@ def test_a_correction_ends_at_its_bound_whatever_the_focal_length(estimator, use
 def by_hand(estimator, arrays, image, camera_model):
     """Depth and relative standard deviation of patches, in float64 NumPy."""
     a = {name: values.astype(np.float64) for name, values in arrays.items()}
-    maps = estimator.maps([image])
+    maps = estimator.encode([image])
     logits = estimator.predict(image).logits.astype(np.float64)
     weights = np.exp(logits - logits.max(axis=0))
     weights /= weights.sum(axis=0)

@@ -137,7 +137,7 @@ def test_a_landmark_is_where_it_is_in_the_picture(using, monkeypatch, height, wi
         features = text[0, :, None, None] * (1 - far) + text[-1, :, None, None] * far
         return EncoderOutput(features, features)
 
-    monkeypatch.setattr(estimator.model.encoder, 'maps', see)
+    monkeypatch.setattr(estimator.model.encoder, 'encode', see)
     image = np.full((height, width, 3), 30, np.uint8)
     image[height // 2:, width // 2:] = 250
     prediction = estimator.predict(image)

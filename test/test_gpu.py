@@ -59,8 +59,8 @@ def test_batches_of_changing_size(build, device, precision, flip):
         chosen = [(i + j) % len(IMAGES) for j in range(count)]
         images = [IMAGES[j] for j in chosen]
         assert_near(estimator.predict(images), [expected[j] for j in chosen], precision)
-        assert engine.relative_error(estimator.maps(images).features,
-                                 plain.maps(images).features) < FEATURES[precision]
+        assert engine.relative_error(estimator.encode(images).features,
+                                 plain.encode(images).features) < FEATURES[precision]
 
 
 @pytest.mark.parametrize('device', DEVICES)

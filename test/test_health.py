@@ -18,7 +18,7 @@ from std_msgs.msg import Header
 
 from depthclip_ros.core.anchor import State
 from depthclip_ros.messages import message_types as messages
-from depthclip_ros.messages.anchors import Anchor, Sensors
+from depthclip_ros.messages.anchors import Anchor, AnchorSensor
 from depthclip_ros.messages.node_config import NodeConfig
 from depthclip_ros.node import camera as camera_module
 from depthclip_ros.node import findings as findings_module
@@ -109,9 +109,9 @@ def test_images_that_the_middleware_loses_are_told(watch):
 @pytest.mark.parametrize(('scale', 'level'), [(0.06, WARN), (1.3, OK), (11.0, WARN)])
 def test_a_scale_that_nobody_expects_is_a_warning_with_its_numbers(scale, level, watch):
     watched = watch(anchor='points')
-    anchor = Anchor(Sensors(watched.camera.config, '/points', messages.deserialize),
+    anchor = Anchor(AnchorSensor(watched.camera.config, '/points', messages.deserialize),
                     watched.camera.config)
-    anchor.filter.state = State(scale=scale, share=0.6, points=960, patches=30, condition='',
+    anchor.filter.state = State(scale=scale, agreeing_fraction=0.6, points=960, patches=30, condition='',
                                 anchored=True)
     watched.camera.context.anchor = anchor
     status = watched.pass_seconds(1)
@@ -147,7 +147,7 @@ def test_what_was_before_the_activation_is_not_news(watch, domain):
     watched = watch()
     watched.camera.count('no cloud', 'all zeros')
     status = watched.pass_seconds(1, images=1000)
-    assert (status.level, status.message) == (WARN, 'all zeros')
+    assert (status.level, status.message) == (WARN, 'no cloud: all zeros')
     watched.clock.now += 100.0
     watched.activate(watched.camera._node)
     watched.camera.last_image_time = watched.clock.now
@@ -160,17 +160,17 @@ def test_what_was_before_the_activation_is_not_news(watch, domain):
 def test_every_key_is_in_the_reference_and_the_other_way_round(watch, estimator):
     """Of a node with a model, and of a camera with an anchor, scenes and one of each cause."""
     watched = watch(anchor='points')
-    camera, pipeline = watched.camera, types.SimpleNamespace(
+    camera, worker = watched.camera, types.SimpleNamespace(
         estimator=estimator, busy_seconds=lambda: 0.0)
     camera.context.anchor = Anchor(
-        Sensors(camera.config, '/points', messages.deserialize), camera.config)
+        AnchorSensor(camera.config, '/points', messages.deserialize), camera.config)
     camera.context.anchor.conditions['stamps apart'] += 1
     estimator.reconfigure(estimator.config.replace(scenes=['room', 'hall']))
     camera.context.scene = estimator.predict(np.zeros((60, 80, 3), np.uint8)).scene
     for cause in ('rejected', 'no cloud', 'no pictures'):
         camera.count(cause, 'all zeros')
     status, _ = NodeHealth(camera._node).update(
-        pipeline, (estimator.config, camera.config), None, 'active')
+        worker, (estimator.config, camera.config), None, 'active')
     keys = [pair.key for part in (status, watched.pass_seconds(1)) for pair in part.values]
     page = (ROOT / 'docs/reference/diagnostics.md').read_text(encoding='utf-8')
     patterns = [re.escape(key).replace('…', '.+') for key in re.findall(r'(?m)^\| `(.+?)`', page)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anchors in the node: messages of other sensors become points in the image, whatever comes."""
+"""Anchors in the node: messages of other sensor become points in the image, whatever comes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from std_msgs.msg import Header
 from depthclip_ros.core import CameraImage, depth_steps
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.core.errors import ConfigError, DataError, RangeError
+from depthclip_ros.core.errors import ConfigError, DataError, SensorError
 from depthclip_ros.messages import message_types as messages
-from depthclip_ros.messages.anchors import Anchor, Sensors
-from depthclip_ros.messages.camera_context import CameraContext, Frame, predict
+from depthclip_ros.messages.anchors import Anchor, AnchorSensor
+from depthclip_ros.messages.camera_context import CameraContext, DecodedImage, predict
 from depthclip_ros.messages.node_config import NodeConfig
 from depthclip_ros.sim import RenderOptions, Scene, SimCamera, render, trajectory
 
@@ -104,8 +104,8 @@ def sparse(at, depth, factor=1.0, encoding='32FC1', frame=FRAME):
 
 def listening(**settings):
     config = NodeConfig(**settings)
-    sensors = Sensors(config, '/the/topic', messages.deserialize)
-    return sensors, Anchor(sensors, config)
+    sensor = AnchorSensor(config, '/the/topic', messages.deserialize)
+    return sensor, Anchor(sensor, config)
 
 
 def ask(anchor, at, patches=None, model=MODEL, frame=FRAME, deviation=None):
@@ -218,12 +218,13 @@ def test_what_is_tried_again_counts_its_points_once(kind, estimator, monkeypatch
     estimator.reconfigure(estimator.config.replace(calibration=str(calibration)))
 
     def drive(failures):
-        shared = Sensors(config, '/the/topic', messages.deserialize)
+        shared = AnchorSensor(config, '/the/topic', messages.deserialize)
         context = CameraContext(messages.deserialize, config, shared)
         for at in (5.0, 5.1, 7.0):  # the last one without a message
             if at < 7.0:
                 shared.on_message(raw(cloud(at, seen_points(WALL))))
-            frame = Frame(context, header(at), np.zeros((HEIGHT, WIDTH, 3), np.uint8), MODEL)
+            frame = DecodedImage(
+                context, header(at), np.zeros((HEIGHT, WIDTH, 3), np.uint8), MODEL)
             for _ in range(failures):
                 with monkeypatch.context() as patch:
                     patch.setattr(depth_steps, 'upsample', lambda *_: 1 / 0)
@@ -301,7 +302,7 @@ def test_what_says_that_nothing_was_measured_is_no_point(nothing):
 def test_a_depth_image_may_be_compressed_and_its_frame_have_a_slash(frame):
     data = cv2.imencode('.png', np.full((HEIGHT, WIDTH), 3000, np.uint16))[1].tobytes()
     config = NodeConfig(anchor='depth')
-    shared = Sensors(config, '/depth', messages.deserialize, messages.COMPRESSED_IMAGE)
+    shared = AnchorSensor(config, '/depth', messages.deserialize, messages.COMPRESSED_IMAGE)
     shared.on_message(serialize_message(CompressedImage(
         header=header(5.0, frame), format='16UC1; compressedDepth png', data=bytes(12) + data)))
     anchor = Anchor(shared, config)
@@ -312,7 +313,7 @@ def test_a_depth_image_may_be_compressed_and_its_frame_have_a_slash(frame):
 def test_frames_of_one_body_need_no_odometry_that_is_late():
     read = {b'static': transforms(('base', FRAME, None), ('base', 'laser', None)),
             b'odom': transforms(('odom', 'base', 4))}
-    frames = Sensors(NodeConfig(anchor='points'), '', lambda raw, _kind: read[raw])
+    frames = AnchorSensor(NodeConfig(anchor='points'), '', lambda raw, _kind: read[raw])
     frames.on_static(b'static')
     frames.on_transforms(b'odom')
     now = 5 * 10 ** 9
@@ -358,7 +359,7 @@ def test_between_two_messages_the_last_one_corrects_around_its_points():
     assert again.patch_scale is not None
     assert again.scale == pytest.approx(first.scale, rel=1e-6)
     assert anchor.filter.state.variance > variance  # it has not had its say again
-    shared.transform = lambda *_: (_ for _ in ()).throw(RangeError('no transform', 'none'))
+    shared.transform = lambda *_: (_ for _ in ()).throw(SensorError('no transform', 'none'))
     held = ask(anchor, 5.2)
     assert held.scale == pytest.approx(first.scale, rel=1e-6)
     np.testing.assert_allclose(

@@ -18,7 +18,7 @@ from rclpy.time import Time
 from ros_harness import INPUT_HEIGHT, INPUT_WIDTH, PATIENCE, Peer, node_here
 
 from depthclip_ros.core.errors import ConfigError
-from depthclip_ros.messages.anchors import Sensors
+from depthclip_ros.messages.anchors import AnchorSensor
 from depthclip_ros.messages.outputs import OUTPUTS
 from depthclip_ros.node import depth_node
 from depthclip_ros.node.camera import Camera
@@ -166,7 +166,7 @@ def test_a_worker_that_was_left_behind_does_not_end_its_successor(node, monkeypa
         raise DeviceLostError('on purpose')
     node.trigger_configure()
     node.trigger_activate()
-    stuck = node._pipeline
+    stuck = node._worker
     monkeypatch.setattr(stuck, 'process_batch', process_batch)
     stuck.put(node._cameras[0], b'any')
     assert begun.wait(PATIENCE)
@@ -194,7 +194,7 @@ def test_every_state_is_told(node, domain):
 def test_transforms_are_forgotten_when_time_jumps_back(node, monkeypatch):
     """As when a bag begins anew: else nothing that moves would be found again."""
     cleared = []
-    monkeypatch.setattr(Sensors, 'clear', lambda _sensors: cleared.append(1))
+    monkeypatch.setattr(AnchorSensor, 'clear', lambda _sensors: cleared.append(1))
     node.set_parameters([Parameter('anchor', value='scan')])
     assert node.trigger_configure() == SUCCESS
     assert node.trigger_activate() == SUCCESS

@@ -29,7 +29,7 @@ from std_msgs.msg import Header
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import (
     FITTED_SETTINGS,
-    SPREAD_TERMS,
+    STDDEV_PREDICTORS,
     Calibration,
     CalibrationOrigin,
     empty_kernel,
@@ -55,10 +55,10 @@ def estimator(tiny_weights, cache):
 def calibrated(estimator, tmp_path_factory):
     """Configuration with a calibration that makes depth 5 % larger, surer at the image's top."""
     config = estimator.config
-    spread = np.zeros(SPREAD_TERMS, np.float32)
+    spread = np.zeros(STDDEV_PREDICTORS, np.float32)
     spread[[0, 7]] = math.log(0.15), 1.0  # of one, and of a ray's y
     arrays = {
-        **empty_kernel(estimator.maps([RGB]).trunk.shape[1]),
+        **empty_kernel(estimator.encode([RGB]).trunk.shape[1]),
         'bias': np.float32(math.log(1.05)), 'spread': spread,
         'knots': np.float32([[0, 1], [0, 0]]),
         'rays': CAMERA.patch_rays(*estimator.grid)[..., :2],

@@ -51,7 +51,7 @@ def test_what_a_latched_publisher_sent_before_arrives(node):
     publisher = node.create_publisher(CameraInfo, 'latched', LATCHED)
     publisher.publish(camera_info(Header(), 11, 48))
     received = []
-    AdaptiveSubscription(node, CAMERA_INFO, '/latched', received.append, latched=True)
+    AdaptiveSubscription(node, CAMERA_INFO, '/latched', received.append, transient_local=True)
     spin_until(node, lambda: received)
     assert widths(received) == [11]
     # One that keeps nothing joins: both must be heard.
@@ -69,7 +69,7 @@ def test_what_must_be_latched_stays_so_beside_a_volatile_publisher(node):
     publisher = node.create_publisher(CameraInfo, 'static', LATCHED)
     publisher.publish(camera_info(Header(), 11, 48))
     received = []
-    AdaptiveSubscription(node, CAMERA_INFO, '/static', received.append, latched=True,
+    AdaptiveSubscription(node, CAMERA_INFO, '/static', received.append, transient_local=True,
                          adapts_durability=False)
     spin_until(node, lambda: received)
     assert widths(received) == [11]
@@ -78,7 +78,7 @@ def test_what_must_be_latched_stays_so_beside_a_volatile_publisher(node):
 def test_a_latched_publisher_that_comes_later_is_asked_for_what_it_sent(node):
     """The subscription begins volatile, as drivers publish: they would warn of any other."""
     received = []
-    AdaptiveSubscription(node, CAMERA_INFO, '/later', received.append, latched=True)
+    AdaptiveSubscription(node, CAMERA_INFO, '/later', received.append, transient_local=True)
     assert [info.qos_profile.durability for info in node.get_subscriptions_info_by_topic(
         '/later')] == [QoSDurabilityPolicy.VOLATILE]
     with node_here(node.context.get_domain_id(), Node, 'camera') as camera:
@@ -99,7 +99,7 @@ def test_a_middleware_without_an_event_is_good_enough(node, missing, monkeypatch
     monkeypatch.setattr(event_handler.EventHandler, '__init__', create)
     publisher, received = node.create_publisher(CameraInfo, 'events', 1), []
     AdaptiveSubscription(node, CAMERA_INFO, 'events', received.append, lambda _count: None,
-                         latched=True)
+                         transient_local=True)
     spin_until(node, lambda: publisher.publish(camera_info(Header(), 11, 48)) or received)
 
 

@@ -35,7 +35,7 @@ from depthclip_ros.node.camera import (
     ThrottledLog,
     account_summary,
 )
-from depthclip_ros.node.worker import DeviceLostError, Pipeline
+from depthclip_ros.node.worker import DeviceLostError, Worker
 
 RGB = synthetic_rgb(3, 60, 80)
 MARK = 7  # of all pixels of an image that the model fails on
@@ -43,7 +43,7 @@ BAD = np.full_like(RGB, MARK)
 
 
 class Setup:
-    """A pipeline on a real node, whose publishers only take note, and a model that fails."""
+    """A worker on a real node, whose publishers only take note, and a model that fails."""
 
     def __init__(self, node, estimator, monkeypatch, names):
         self.estimator, self.error, self.times = estimator, RuntimeError('on purpose'), 10 ** 6
@@ -51,8 +51,8 @@ class Setup:
         monkeypatch.setattr(node, 'get_logger', lambda: types.SimpleNamespace(**{
             level: lambda text, level=level: self.log.append((level, text))
             for level in ('debug', 'info', 'warning', 'error')}))
-        self.pipeline = Pipeline(node, estimator.config, lambda *which: self.crashes.append(which))
-        self.pipeline.estimator = estimator
+        self.worker = Worker(node, estimator.config, lambda *which: self.crashes.append(which))
+        self.worker.estimator = estimator
         self.cameras = [Camera(node, NodeConfig(), name) for name in names]
         for camera in self.cameras:
             camera.subscribe(lambda camera, raw: self.batch.update({camera: raw}), None)
@@ -78,7 +78,7 @@ class Setup:
             message.header.stamp.sec, message.header.stamp.nanosec = stamp
             camera._on_image(serialize_message(message))
         try:
-            self.pipeline.process_batch(self.batch)
+            self.worker.process_batch(self.batch)
         finally:
             for account in map(Camera.counts, self.cameras):
                 assert account['pending'] == 0
@@ -103,7 +103,7 @@ def make(domain, estimator, monkeypatch):
             return setups[-1]
         yield make
         for setup in setups:
-            setup.pipeline._pool.shutdown()
+            setup.worker._pool.shutdown()
     estimator.reconfigure(config)
 
 
@@ -164,7 +164,7 @@ def test_what_is_odd_about_images_is_said_once_and_lost_pixels_are_counted(make)
     setup = make('')
     camera = setup.cameras[0]
     camera.context.config = NodeConfig(depth_encoding='16UC1')
-    setup.pipeline.config = setup.estimator.config.replace(
+    setup.worker.config = setup.estimator.config.replace(
         bins=[70.0 + metres for metres in setup.estimator.config.bins])
     for picture in (RGB, RGB, RGB[:40]):
         setup.send(picture)
@@ -269,16 +269,16 @@ class Slot:
 
 @pytest.fixture
 def worker(make, monkeypatch):
-    """The pipeline of a setup, whose answers wait until the test lets them go on."""
-    pipeline = make().pipeline
-    pipeline.begun, pipeline.go_on, pipeline.batches = threading.Event(), threading.Event(), []
+    """The worker of a setup, whose answers wait until the test lets them go on."""
+    worker = make().worker
+    worker.begun, worker.go_on, worker.batches = threading.Event(), threading.Event(), []
 
     def process_batch(batch):
-        pipeline.batches.append((list(batch.items()), threading.get_ident()))
-        pipeline.begun.set()
-        assert pipeline.go_on.wait(PATIENCE)
-    monkeypatch.setattr(pipeline, 'process_batch', process_batch)
-    return pipeline
+        worker.batches.append((list(batch.items()), threading.get_ident()))
+        worker.begun.set()
+        assert worker.go_on.wait(PATIENCE)
+    monkeypatch.setattr(worker, 'process_batch', process_batch)
+    return worker
 
 
 def test_the_worker_takes_every_waiting_image_at_once_and_the_newest_of_each(worker):
@@ -309,12 +309,12 @@ def test_images_that_wait_can_be_left_and_are_counted(worker):
 
 def test_the_worker_hands_over_what_an_answer_raises_and_goes_on(make, monkeypatch):
     setup = make()
-    monkeypatch.setattr(setup.pipeline, 'process_batch', fail)
+    monkeypatch.setattr(setup.worker, 'process_batch', fail)
     for _ in range(2):
-        setup.pipeline.put(Slot(), b'1')
-        setup.pipeline.submit(bool).result(PATIENCE)
+        setup.worker.put(Slot(), b'1')
+        setup.worker.submit(bool).result(PATIENCE)
     assert [(who, type(error)) for who, error in setup.crashes] == \
-        [(setup.pipeline, BrokenError)] * 2
+        [(setup.worker, BrokenError)] * 2
 
 
 # Counters and words ------------------------------------------------------------------------------

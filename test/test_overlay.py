@@ -12,9 +12,9 @@ from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.errors import ImageError
 from depthclip_ros.core.prediction import DepthPrediction
-from depthclip_ros.core.text_features import Scene
+from depthclip_ros.core.scenes import Scene
 from depthclip_ros.drawing.color import bins_scale, colorize
-from depthclip_ros.drawing.overlay import answer_words, depth_words, draw, photo_size, scene_words
+from depthclip_ros.drawing.overlay import depth_text, draw, photo_size, scene_text, weights_text
 
 CONFIG = DepthConfig(tokens=('near', 'middle', 'far'), bins=(1.0, 2.0, 4.0))
 COLORS = colorize(np.array([CONFIG.bins]), bins_scale(CONFIG.depth_span))[0]
@@ -90,13 +90,13 @@ def test_metres_are_those_of_the_image():
     prediction = replace(answer(), focal_ratio=2.0, patch_stddev=np.full((6, 8), 0.5, np.float32))
     assert prediction.word_depths(CONFIG) == [2.0, 4.0, 8.0]
     assert len(painted(drawn(prediction, (2, 3))[:, 768:], COLORS[2])) > 500  # the bar
-    assert depth_words(prediction, 2, 3) == '4.00 m ± 0.50 m\n(spread 0.25 m)'
-    assert answer_words(prediction, 2, 3, CONFIG.tokens) == 'far 100%, near 0%, middle 0%'
-    assert scene_words(prediction) == ''
+    assert depth_text(prediction, 2, 3) == '4.00 m ± 0.50 m\n(spread 0.25 m)'
+    assert weights_text(prediction, 2, 3, CONFIG.tokens) == 'far 100%, near 0%, middle 0%'
+    assert scene_text(prediction) == ''
     seen = Scene(('hall', 'office'), np.array([0.2, 0.8], np.float32), 0.0, 'office')
-    assert scene_words(replace(prediction, scene=seen)) == 'scene: office (80%)'
+    assert scene_text(replace(prediction, scene=seen)) == 'scene: office (80%)'
     prediction.patch_depth[2, 3] = np.nan
-    assert depth_words(prediction, 2, 3).startswith('no depth ± ')
+    assert depth_text(prediction, 2, 3).startswith('no depth ± ')
 
 
 @pytest.mark.parametrize(('size', 'grid', 'words'), [

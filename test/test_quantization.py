@@ -48,8 +48,8 @@ def kept(state_dict, tmp_path_factory):
 def test_int8_is_near_float32_alone_and_in_batches(state_dict, kept, flip):
     estimator = build(state_dict, kept, INT8.replace(flip_average=flip))
     assert (estimator.engine, estimator.precision) == ('ONNX Runtime', 'int8')
-    found = estimator.maps(IMAGES).features
-    expected = build(state_dict, kept, SMALL.replace(flip_average=flip)).maps(IMAGES).features
+    found = estimator.encode(IMAGES).features
+    expected = build(state_dict, kept, SMALL.replace(flip_average=flip)).encode(IMAGES).features
     assert 0 < engine.relative_error(found, expected) < quantization.TOLERANCE
     for image, together in zip(IMAGES, estimator.predict(IMAGES), strict=True):
         np.testing.assert_allclose(  # a value between two levels may become either

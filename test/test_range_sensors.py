@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from depthclip_ros.core.errors import DataError, ImageError, RangeError
+from depthclip_ros.core.errors import DataError, ImageError, SensorError
 from depthclip_ros.messages.depth import to_depth
 from depthclip_ros.messages.range_sensors import cloud_points, scan_points
 
@@ -230,7 +230,7 @@ def test_a_point_in_the_sensors_own_origin_is_no_measurement(lidar):
 def test_hostile_clouds(change):
     message = cloud([[1, 2, 3], [4, 5, 6]])
     vars(message).update(change)
-    with pytest.raises(RangeError):
+    with pytest.raises(SensorError):
         cloud_points(message)
 
 
@@ -273,11 +273,11 @@ def test_angles_of_a_scan_agree(start, end, step, count, agree):
     if agree:
         assert len(scan_points(message)) == count
     else:
-        with pytest.raises(RangeError, match=f'angle_max {end:.4g}'):
+        with pytest.raises(SensorError, match=f'angle_max {end:.4g}'):
             scan_points(message)
 
 
 def test_a_scan_in_millimetres_is_named():
-    with pytest.raises(RangeError, match='millimetres'):
+    with pytest.raises(SensorError, match='millimetres'):
         scan_points(scan([2000, np.inf, 5000]))
     assert len(scan_points(scan([10, 10, np.inf]))) == 0  # nothing returned

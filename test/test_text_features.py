@@ -24,14 +24,8 @@ from depthclip_ros.core.backbone import AttentionPool
 from depthclip_ros.core.config import PAPER_BINS
 from depthclip_ros.core.openai_clip import import_clip
 from depthclip_ros.core.preprocess import NORMALIZATIONS
-from depthclip_ros.core.text_features import (
-    Scene,
-    cached_features,
-    encode,
-    phrases_of,
-    scene_probabilities,
-    sort_into_scenes,
-)
+from depthclip_ros.core.scenes import Scene, classify_scenes, scene_probabilities
+from depthclip_ros.core.text_features import cached_features, encode, phrases_of
 from depthclip_ros.resources import config_path
 
 WORDS = DepthConfig(
@@ -261,7 +255,7 @@ def test_an_uncertain_scene_or_one_without_bins_leaves_the_plain_bins(estimator)
 def sorted_one(probabilities, **changes):
     """The scene of one image, by its own probabilities."""
     config = DepthConfig(scenes=NAMES[:len(probabilities)], scene_memory=0.0).replace(**changes)
-    (scene,), _, _ = sort_into_scenes(config, torch.tensor([probabilities]), [None])
+    (scene,), _, _ = classify_scenes(config, torch.tensor([probabilities]), [None])
     return scene
 
 

@@ -153,27 +153,29 @@ def test_what_moves_between_two_times_counts_by_odometry_and_not_by_map(odometry
 
 def test_without_odometry_two_times_may_be_so_far_apart():
     tree = robot('')
-    found, age = tree.lookup_between('camera', SECOND, 'lidar', 8 * SECOND // 10, still=0.25)
+    found, age = tree.lookup_between(
+        'camera', SECOND, 'lidar', 8 * SECOND // 10, max_unmeasured=0.25)
     np.testing.assert_allclose(found.translation, [0, 0, 1])
     assert age == pytest.approx(0.2)
     with pytest.raises(TransformError, match=r'0\.3 s apart.*odom.*0\.25 s') as caught:
-        tree.lookup_between('camera', SECOND, 'lidar', 7 * SECOND // 10, still=0.25)
+        tree.lookup_between('camera', SECOND, 'lidar', 7 * SECOND // 10, max_unmeasured=0.25)
     assert caught.value.condition == 'stamps apart'
     late = robot('odom')  # which ends at 1 s
     found, age = late.lookup_between(
-        'camera', 13 * SECOND // 10, 'lidar', 12 * SECOND // 10, still=0.25)
+        'camera', 13 * SECOND // 10, 'lidar', 12 * SECOND // 10, max_unmeasured=0.25)
     assert age == pytest.approx(0.1)
     # map jumps whenever the robot is located anew; what the user names does not.
     mapped = robot('map')
     with pytest.raises(TransformError, match=r'and not map.*odom_frame'):
-        mapped.lookup_between('camera', SECOND, 'lidar', 7 * SECOND // 10, still=0.25)
+        mapped.lookup_between('camera', SECOND, 'lidar', 7 * SECOND // 10, max_unmeasured=0.25)
     found, age = mapped.lookup_between(
-        'camera', SECOND, 'lidar', 7 * SECOND // 10, still=0.25, odom='/map')
+        'camera', SECOND, 'lidar', 7 * SECOND // 10, max_unmeasured=0.25, odom='/map')
     np.testing.assert_allclose(found.translation, [-0.3, 0, 1], atol=1e-9)
     with pytest.raises(TransformError, match='t265'):
-        late.lookup_between('camera', SECOND, 'lidar', 7 * SECOND // 10, still=0.25, odom='t265')
+        late.lookup_between(
+            'camera', SECOND, 'lidar', 7 * SECOND // 10, max_unmeasured=0.25, odom='t265')
     with pytest.raises(TransformError, match='asked for'):
-        late.lookup_between('camera', 14 * SECOND // 10, 'lidar', SECOND, still=0.25)
+        late.lookup_between('camera', 14 * SECOND // 10, 'lidar', SECOND, max_unmeasured=0.25)
 
 
 def test_a_refused_link_is_named_where_it_is_missed():

@@ -17,7 +17,7 @@ from depthclip_ros.cli.main import main
 from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.core.text_features import Scene as SeenScene
+from depthclip_ros.core.scenes import Scene as SeenScene
 from depthclip_ros.drawing import overlay
 from depthclip_ros.drawing.color import UNTRAINED, WARNING_HEIGHT
 from depthclip_ros.messages.node_config import with_demo_settings

@@ -19,11 +19,11 @@ from .. import __version__
 from ..core.errors import BagError, DataError, first_of
 from ..core.files import user_path
 from ..drawing.color import png
-from ..messages.anchors import TF, TF_STATIC, Sensors, needs_transforms, unusual_scale
+from ..messages.anchors import TF, TF_STATIC, AnchorSensor, needs_transforms, unusual_scale
 from ..messages.camera_context import CameraContext, predict
 from ..messages.depth import depth_values
 from ..messages.message_types import COMPRESSED_IMAGE, cause_of
-from ..messages.outputs import OUTPUT_DEPTH, OUTPUTS
+from ..messages.outputs import OUTPUT_QUEUE, OUTPUTS
 from ..sources.bag import (
     NANOSECONDS,
     TOPICS_KEY,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
-    from ..messages.camera_context import DepthResult, Frame
+    from ..messages.camera_context import DecodedImage, DepthResult
     from ..sources.metadata import Channel
     from ..sources.storage import Message
     from .conversion_options import BagCamera
@@ -168,20 +168,21 @@ class _Conversion:
             topic for topic in bag.topics if topic.name not in self._depth_topics], plans, options)
         kinds = {topic.name: topic.type for topic in bag.topics}
         self.report = Report(str(bag.path), str(output), plans)
-        sensors = Sensors(options.node, sensor_topic, deserialize, kinds.get(sensor_topic, '')) \
+        sensor = AnchorSensor(
+            options.node, sensor_topic, deserialize, kinds.get(sensor_topic, '')) \
             if options.node.anchor else None
         self._cameras = {plan.image: _Camera(plan, CameraContext(
-            deserialize, options.node, sensors, kinds[plan.image])) for plan in plans}
+            deserialize, options.node, sensor, kinds[plan.image])) for plan in plans}
         self._callbacks: dict[str, list[Callable[[bytes], None]]] = {}  # by topic
         for camera in self._cameras.values():
             self._callbacks.setdefault(camera.plan.camera_info, []).append(
                 camera.context.on_camera_info)
             log(f'{camera.plan.label}Images from {camera.plan.image}, camera_info from '
                 f'{camera.plan.camera_info or "nowhere: there will be no points"}.')
-        if sensors is not None:
-            self._callbacks.setdefault(sensor_topic, []).append(sensors.on_message)
+        if sensor is not None:
+            self._callbacks.setdefault(sensor_topic, []).append(sensor.on_message)
             if needs_transforms(options.node):
-                self._callbacks |= {TF: [sensors.on_transforms], TF_STATIC: [sensors.on_static]}
+                self._callbacks |= {TF: [sensor.on_transforms], TF_STATIC: [sensor.on_static]}
         self._begin = bag.begin + round(options.start * NANOSECONDS)
         seconds = (bag.end - bag.begin) / NANOSECONDS
         self._end = bag.begin + round(min(options.end, seconds) * NANOSECONDS)
@@ -193,7 +194,7 @@ class _Conversion:
         if topics.isdisjoint(self._cameras):
             raise BagError(f'{bag.path} holds no image of {", ".join(self._cameras)} in the time '
                            f'that is asked for: it is {seconds:.3f} s long.')
-        self._batch: list[tuple[_Camera, Message, Frame]] = []  # decoded images, to be predicted
+        self._batch: list[tuple[_Camera, Message, DecodedImage]] = []
         self._failures = 0
 
     def run(self, output: Path, estimator: DepthEstimator, progress: Progress) -> None:
@@ -259,7 +260,7 @@ class _Conversion:
         self._new = {
             topic: output_channel(
                 topic, OUTPUTS[relative][0] if relative in OUTPUTS else COMPRESSED_IMAGE,
-                OUTPUT_DEPTH)
+                OUTPUT_QUEUE)
             for plan in self.report.cameras for relative, topic in plan.outputs.items()}
         for channel in (*self._bag.connections, *self._new.values()):
             self._target.add(channel)
@@ -309,7 +310,7 @@ class _Conversion:
             return
         start = time.perf_counter()
         try:
-            answers = predict(self._estimator, [frame for *_, frame in batch])
+            results = predict(self._estimator, [frame for *_, frame in batch])
         except Exception as error:
             for entry in batch if len(batch) > 1 else ():
                 self._batch = [entry]
@@ -324,9 +325,9 @@ class _Conversion:
         finally:
             self.report.network_seconds += time.perf_counter() - start
         self._failures = 0
-        for (camera, message, _), answer in zip(batch, answers, strict=True):
+        for (camera, message, _), result in zip(batch, results, strict=True):
             try:
-                messages = {topic: _serialize_output(relative, answer)
+                messages = {topic: _serialize_output(relative, result)
                             for relative, topic in camera.plan.outputs.items()}
             except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
                 self._reject(camera, 'publication', error)
@@ -334,16 +335,16 @@ class _Conversion:
             for topic, data in messages.items():
                 if data is not None:
                     self._write(self._new[topic], message._replace(data=data, sequence=0))
-            self._update_report(camera, answer)
+            self._update_report(camera, result)
 
-    def _update_report(self, camera: _Camera, answer: DepthResult) -> None:
+    def _update_report(self, camera: _Camera, result: DepthResult) -> None:
         """Count a predicted image, and log problems of its camera or anchor once."""
         self.report.answered += 1
-        frame, outputs = answer.frame, camera.plan.outputs
+        frame, outputs = result.image, camera.plan.outputs
         if COMPRESSED_DEPTH in outputs:
-            self.report.beyond += depth_values(answer.prediction.depth, '16UC1')[1]
+            self.report.beyond += depth_values(result.prediction.depth, '16UC1')[1]
         elif 'depth/image' in outputs:
-            self.report.beyond += answer.depth_pixels[1]
+            self.report.beyond += result.depth_pixels[1]
         problem, anchor = frame.camera_problem, camera.context.anchor
         for notice in frame.notices:
             self._log_once(f'{camera.plan.label}{notice.sentence}')
@@ -378,14 +379,14 @@ def _count(counts: dict[str, int], key: str) -> int:
     return counts[key] - 1
 
 
-def _serialize_output(relative: str, answer: DepthResult) -> bytes | None:
+def _serialize_output(relative: str, result: DepthResult) -> bytes | None:
     """Serialise an image's message for a new topic; None if there is none."""
     if relative == COMPRESSED_DEPTH:
         # As compressed_depth_image_transport makes it of 16UC1, whose header is not used.
-        pixels, _ = depth_values(answer.prediction.depth, '16UC1')
-        message = create_message(COMPRESSED_IMAGE, header=answer.frame.header,
+        pixels, _ = depth_values(result.prediction.depth, '16UC1')
+        message = create_message(COMPRESSED_IMAGE, header=result.image.header,
                                  format='16UC1; compressedDepth png',
                                  data=array.array('B', bytes(12) + png(pixels)))
     else:
-        message = OUTPUTS[relative][1](create_message, answer)
+        message = OUTPUTS[relative][1](create_message, result)
     return None if message is None else serialize(message)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.calibration import STDDEV_RATIO_LIMITS, log_conformal_factor, spread_terms
+from ..core.calibration import STDDEV_RATIO_LIMITS, log_conformal_factor, stddev_predictors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,7 +68,7 @@ class _Errors:
         self._problem, self._log_depth = problem, log_depth[:, 0]
         shape = (problem.count, *problem.grid)
         with torch.inference_mode():
-            terms = spread_terms(*(
+            terms = stddev_predictors(*(
                 torch.from_numpy(np.asarray(values, np.float32)) for values in (
                     self._log_depth.reshape(shape),
                     (self._log_depth - problem.base[:, 0]).reshape(shape),

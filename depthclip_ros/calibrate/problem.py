@@ -99,7 +99,7 @@ class Problem:
                 empty += 1
                 continue
             targets.append(target)
-            maps, camera = estimator.maps([frame.rgb]), frame.camera
+            maps, camera = estimator.encode([frame.rgb]), frame.camera
             weights, language, spread = read_out(
                 similarity_logits(maps.features, text, config.temperature), bins)
             for name, value in {

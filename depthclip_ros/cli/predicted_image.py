@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..drawing.color import UNTRAINED
-from ..drawing.overlay import answer_words, depth_words, draw, scene_words
+from ..drawing.overlay import depth_text, draw, scene_text, weights_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,12 +43,12 @@ class PredictedImage(NamedTuple):
     def title(self) -> str:
         """Line above the picture: warning, name, scene, calibration."""
         return ', '.join(filter(None, (self.warning, self.image.name,
-                                       scene_words(self.prediction), self.estimator.label)))
+                                       scene_text(self.prediction), self.estimator.label)))
 
     def patch_text(self, place: Place) -> str:
         """Format depth and the strongest words of a patch on one line."""
-        depth = depth_words(self.prediction, *place).replace('\n', ' ')
-        return f'{depth}: {answer_words(self.prediction, *place, self.estimator.config.tokens)}'
+        depth = depth_text(self.prediction, *place).replace('\n', ' ')
+        return f'{depth}: {weights_text(self.prediction, *place, self.estimator.config.tokens)}'
 
     def paint(self, place: Place | None = None) -> Picture:
         """Paint the picture that the node publishes as depth/words, BGR."""

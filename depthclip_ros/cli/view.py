@@ -18,7 +18,7 @@ from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipErro
 from ..core.files import check_new, output_folder, shortened
 from ..core.opencv import cv2
 from ..drawing.color import WARNING_HEIGHT, bins_scale, png
-from ..drawing.overlay import depth_words, photo_size
+from ..drawing.overlay import depth_text, photo_size
 from ..sources.pictures import Notes, webcam_frames
 from .model import (
     camera_of_options,
@@ -135,7 +135,7 @@ def _picture_writer(path: str, points: Sequence[Point]) -> Show:
             with figures.figure_style():
                 figures.responses(
                     figures.sample_of(predicted.image.rgb, prediction, predicted.estimator.config),
-                    predicted.title, {place: depth_words(prediction, *place) for place in places},
+                    predicted.title, {place: depth_text(prediction, *place) for place in places},
                     predicted.scale).savefig(stream, format='png', dpi=DPI)
         save(file, stream.getvalue() or png(predicted.paint()))
         print(f'{file}: {predicted.title}',

@@ -13,7 +13,7 @@ import numpy as np
 from ..core.errors import ConfigError, reason
 from ..core.files import check_new, output_folder, user_path
 from ..core.opencv import cv2
-from ..drawing.overlay import depth_words, scene_words
+from ..drawing.overlay import depth_text, scene_text
 from ..report.figures import LETTERS, PATCHES, at_quantiles, finite_or_nan
 from ..sources.camera_info import BUILTIN_HFOV, Intrinsics
 from .model import has_display
@@ -119,9 +119,9 @@ def _log_image(rr: Any, stream: Any, predicted: PredictedImage, points: Sequence
 def _table(predicted: PredictedImage, places: Sequence[Place]) -> str:
     """Format words, metres and weights as a Markdown table."""
     config, prediction = predicted.estimator.config, predicted.prediction
-    facts = (predicted.warning and f'**{predicted.warning}**', scene_words(prediction),
+    facts = (predicted.warning and f'**{predicted.warning}**', scene_text(prediction),
              predicted.estimator.label, '' if predicted.camera else _CAMERA_NOTE)
-    depths = [f'{letter}: {depth_words(prediction, *place)}'.replace('\n', ' ')
+    depths = [f'{letter}: {depth_text(prediction, *place)}'.replace('\n', ' ')
               for letter, place in zip(LETTERS, places, strict=False)]
     rows = [['word', 'metres', *depths], ['---', '---:', *['---:'] * len(places)], *(
         [word, f'{metres:.2f}', *(f'{shares[place]:.0%}' for place in places)]

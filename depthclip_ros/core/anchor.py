@@ -2,9 +2,10 @@
 """The scale of depth at run time, from points of another sensor with known depth.
 
 Most of the network's error in a place is one factor, the scale: the robust mean of
-log(true depth / depth by language) over the patches whose points agree. Each patch has one vote,
-which its points divide: a thousand points in one patch tell no more of the image than one of them,
-and may all be outliers, as on a part of the robot. A Kalman filter smooths the scale's logarithm.
+log(true depth / depth before the anchor) over the patches whose points agree. Each patch
+has one vote, which its points divide: a thousand points in one patch tell no more of the image
+than one of them, and may all be outliers, as on a part of the robot. A Kalman filter smooths the
+scale's logarithm.
 The correction is a factor without an offset, since points that span little depth, as those of one
 laser scan, do not determine both. A Gaussian process interpolates the residuals around the points.
 
@@ -109,8 +110,8 @@ class State:
         scale: factor of depth.
         inflation: factor of the standard deviation.
         variance: of the log scale.
-        share: fraction of the votes that agree, in the last image with enough points; NaN before.
-            Each patch with points has one vote.
+        agreeing_fraction: fraction of the votes that agree, in the last image with enough points;
+            NaN before. Each patch with points has one vote.
         points: number of points in the image.
         patches: number of patches that contain them.
         condition: why the filter ignores the image's points; '' if it does not.
@@ -175,7 +176,7 @@ class ScaleFilter:
     correction decays, see `DECAY_SECONDS`.
 
     Attributes:
-        state: after the last published image; the caller replaces it by what `adjust` returns.
+        state: after the last predicted image; the caller replaces it by what `adjust` returns.
 
     """
 
@@ -230,7 +231,7 @@ class ScaleFilter:
             min(last.variance + DRIFT ** 2 * elapsed, PRIOR_STDDEV ** 2))
         errors, depth, stddevs, patches = compare_points(
             points, patch_depth, patch_stddev, image, upsampling, self._lowest)
-        measurement, variance, share, distances, condition = estimate_scale(
+        measurement, variance, share, z_scores, condition = estimate_scale(
             errors, depth, patches, self._min_points)
         state = replace(state, condition=condition) if condition else self._update_scale(
             state, measurement, variance + DRIFT ** 2 * age, are_new=are_new)
@@ -239,7 +240,7 @@ class ScaleFilter:
             log_scale *= math.exp(-elapsed / self._timeout)
         last_log_scale = math.log(last.scale)
         published = last_log_scale + min(max(log_scale - last_log_scale, -max_step), max_step)
-        errors, votes, agree = errors - published, point_votes(patches), distances <= GATE
+        errors, votes, agree = errors - published, point_votes(patches), z_scores <= GATE
         local, moments = _decay(last.local, elapsed, patch_depth.shape), last.gain_moments
         if self._reach and not state.condition and (fit := interpolate_residuals(
                 patches, errors, agree, patch_depth, image, self._reach)) is not None:
@@ -260,18 +261,18 @@ class ScaleFilter:
             state, scale=math.exp(published), log_scale=log_scale, local=local,
             gain_moments=moments,
             agreeing_fraction=last.agreeing_fraction if math.isnan(share) else share,
-            points=len(distances), patches=round(votes.sum()),
+            points=len(z_scores), patches=round(votes.sum()),
             anchored=state.silence <= self._timeout)
         if are_new and not condition and stddevs is not None:
             state = replace(state, log_inflation=_update_inflation(
                 last.log_inflation, np.abs(errors), stddevs,
-                np.where(distances <= ERROR_GATE, votes, 0.0)))
+                np.where(z_scores <= ERROR_GATE, votes, 0.0)))
         return Adjustment(state.scale, state.inflation, *(local or (None, None))), state
 
     def _update_scale(
         self, state: State, measurement: float, variance: float, *, are_new: bool,
     ) -> State:
-        """Update the Kalman filter if the points are new; `condition` says why it does not."""
+        """Update the Kalman filter if the points are new, or set `condition`: why it cannot."""
         innovation, variance = measurement - state.log_scale, state.variance + variance
         if abs(measurement) > math.log(MAX_SCALE):
             return replace(state, condition=JUMP)
@@ -330,7 +331,7 @@ def compare_points(
 def sample_patches(
     patches: Float32, image: Size, u: Float64, v: Float64, upsampling: str = 'centered',
 ) -> Float64:
-    """Interpolate (h, w) patches at (N,) points of the image, as `projection.upsample` does.
+    """Interpolate (h, w) patches at (N,) points of the image, as `readout.upsample` does.
 
     NaN outside of the image and where the nearest patch is NaN; elsewhere that has no weight.
     """
@@ -368,7 +369,8 @@ def estimate_scale(
     points within the gate; and ends with their mean, weighted by Tukey's biweight and by depth.
 
     Returns the log scale and its variance; the fraction of the votes that agree; each point's
-    distance from the scale in standard deviations; and why the scale is unusable, or ''.
+    z-score, its distance from the scale in standard deviations; and why the scale is unusable,
+    or ''.
     """
     count, votes = len(log_ratios), point_votes(patches)
     if count < max(1, min_points):
@@ -381,17 +383,17 @@ def estimate_scale(
         independent = float(votes[agree].sum())
         deviation = math.sqrt((independent * scatter + MIN_POINTS * POINT_STDDEV ** 2)
                               / (independent + MIN_POINTS))
-        distances = np.abs(log_ratios - center) / deviation
-        agree = distances <= GATE
+        z_scores = np.abs(log_ratios - center) / deviation
+        agree = z_scores <= GATE
     share = float(votes[agree].sum() / votes.sum())
     if agree.sum() < min_points or share < MIN_AGREEING_FRACTION:
-        return (center, math.inf, share, distances,
+        return (center, math.inf, share, z_scores,
                 CONTRADICTORY if share < MIN_AGREEING_FRACTION else FEW_POINTS)
-    weights = votes * depth * np.maximum(1.0 - (distances / GATE) ** 2, 0.0) ** 2
+    weights = votes * depth * np.maximum(1.0 - (z_scores / GATE) ** 2, 0.0) ** 2
     weights /= weights.sum()
     # The points of a patch share its error.
     variance = np.sum(np.bincount(patches, weights) ** 2) * deviation ** 2 + MIN_STDDEV ** 2
-    return float(weights @ log_ratios), float(variance), share, distances, ''
+    return float(weights @ log_ratios), float(variance), share, z_scores, ''
 
 
 def point_votes(patches: NDArray[np.intp]) -> Float64:
@@ -427,9 +429,10 @@ def interpolate_residuals(
     """Interpolate the residuals of the scale at points by Gaussian process regression.
 
     The Gaussian process over place and log depth (Rasmussen and Williams, Gaussian Processes for
-    Machine Learning, 2006, eqs. 2.25 and 2.26) models log(true depth / depth) beside the scale,
-    since a wall is too near as a whole. Its mean vanishes far from every point. Leave-one-out
-    predictions (their eq. 5.12) reveal outliers, and the size of errors between the points.
+    Machine Learning, 2006, eqs. 2.25 and 2.26) models what the scale leaves of log(true depth /
+    depth), since the error is common to a whole surface. Its mean vanishes far from every point.
+    Leave-one-out predictions (their eq. 5.12) reveal outliers, and the size of errors between the
+    points.
 
     Args:
         patches: (N,) index of each point's patch, row by row.

@@ -67,9 +67,9 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / stride, W / stride) in float32."""
-        return self.maps(images)[0]
+        return self.encode(images)[0]
 
-    def maps(self, images: Tensor) -> EncoderOutput:
+    def encode(self, images: Tensor) -> EncoderOutput:
         """Compute features and trunk of (B, 3, H, W) images."""
         trunk: Tensor = self.trunk(images.to(self.dtype)).float()
         return EncoderOutput(self.head(trunk), trunk)

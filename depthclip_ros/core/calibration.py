@@ -4,11 +4,11 @@
 Depth of a patch is depth by words (eq. 5) x focal ratio x exp(correction), by kernel ridge
 regression with the Nyström approximation:
 
-    correction = bias + kernel . exp(-|p - landmarks|^2 / 2)
+    correction = bias + sum of kernel[m] exp(-|p - landmarks[m]|^2 / 2) over m, at most 3 in size
 
 where p is the embedding of a patch and its neighbours above and below (`embed_patches`). The
-logarithm of the relative standard deviation is linear in `spread_terms`, plus a conformal factor
-that depends on depth. `depthclip_ros.calibrate` fits both.
+logarithm of the relative standard deviation is linear in `stddev_predictors`, plus a conformal
+factor that depends on depth. `depthclip_ros.calibrate` fits both.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FITTED_SETTINGS = (
     'tokens', 'bins', 'templates', 'temperature', 'features', 'input_height', 'input_width',
     'flip_average', 'upsampling', 'normalization', 'reference_focal',
 )
-SPREAD_TERMS = 9
+STDDEV_PREDICTORS = 9
 LARGEST_CORRECTION = 3.0  # of log depth
 STDDEV_RATIO_LIMITS = 0.01, 2.0  # smallest and largest relative standard deviation
 # Number of scalars in a patch's embedding: log d, its mean over the image, the ray's x and y.
@@ -94,17 +94,18 @@ class Calibration:
     """A correction and error bars for one camera, validated, on the host.
 
     Attributes:
-        about: origin.
+        origin: recording, model and settings of the fit.
         arrays: float32, by their names in the file:
             bias ();
-            spread (SPREAD_TERMS,): coefficients of the log relative standard deviation;
+            spread (STDDEV_PREDICTORS,): coefficients of `stddev_predictors`;
             knots (2, Q): log depth, and the log of the conformal factor there;
             rays (h, w, 2): x and y at z = 1 of the camera's rays at the patches' centres, or 0;
             bounds (2, 2): smallest and largest x and y of the rays of all cameras in the fit;
-            projection (D, C'), offset (D,): main directions of the trunk's map, see `project`;
+            projection (D, C'), offset (D,): principal components of the trunk's map, the
+                strongest last, see `project`;
             scales (SCALARS,): weights of the scalars in `embed_patches`;
             landmarks (M, E): Nyström landmarks, embeddings of patches;
-            kernel (M,): their coefficients in the correction.
+            kernel (M,): dual coefficients of the landmarks (kernel ridge regression).
 
     Raises:
         CalibrationError: an array is missing, of a wrong shape, or not finite.
@@ -122,7 +123,7 @@ class Calibration:
         try:
             directions, landmarks = arrays['offset'].size, arrays['kernel'].size
             shapes = {
-                'bias': (), 'spread': (SPREAD_TERMS,), 'bounds': (2, 2), 'scales': (SCALARS,),
+                'bias': (), 'spread': (STDDEV_PREDICTORS,), 'bounds': (2, 2), 'scales': (SCALARS,),
                 'knots': (2, max(2, arrays['knots'].shape[-1])),
                 'rays': (*arrays['rays'].shape[:2], 2), 'offset': (directions,),
                 'projection': (directions, arrays['projection'].shape[-1]),
@@ -252,7 +253,7 @@ class Calibration:
             rays = np.concatenate([rays, mirrored_rays(rays)])
         return np.moveaxis(rays, -1, 1)
 
-    def view(self, trunk: Tensor) -> Tensor | None:
+    def principal_components(self, trunk: Tensor) -> Tensor | None:
         """Project the trunk (N, C', h, w) to (N, h, w, D); None without a kernel."""
         if not self.arrays['kernel'].size:
             return None
@@ -260,7 +261,7 @@ class Calibration:
         return project(trunk, arrays['projection'], arrays['offset'])
 
     def correct(
-        self, weights: Tensor, depth: Tensor, spread: Tensor, view: Tensor | None,
+        self, weights: Tensor, depth: Tensor, spread: Tensor, components: Tensor | None,
         rays: NDArray[np.float32], ratios: Sequence[float],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Correct the depth of patches.
@@ -269,7 +270,7 @@ class Calibration:
             weights: (N, K, h, w), eq. 4.
             depth: (N, h, w) metres by words, eq. 5, without the focal ratio.
             spread: (N, h, w) metres, standard deviation of the bins, likewise.
-            view: (N, h, w, D), result of `view`.
+            components: (N, h, w, D), result of `principal_components`.
             rays: (N, 2, h, w), result of `rays`.
             ratios: N focal ratios.
 
@@ -280,16 +281,16 @@ class Calibration:
         """
         arrays, ray_tensor = _arrays_on(self, depth.device), torch.from_numpy(rays)
         ratio = float32(ratios)[:, None, None]
-        language = depth.log()
+        log_language = depth.log()
         correction = arrays['bias'].expand_as(depth)
-        if view is not None:
-            embeddings = embed_patches(view, language, ray_tensor, arrays['scales'])
+        if components is not None:
+            embeddings = embed_patches(components, log_language, ray_tensor, arrays['scales'])
             correction = correction + (
                 gaussian_kernel(embeddings, arrays['landmarks']) @ arrays['kernel']).view_as(depth)
         correction = correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
-        log_depth = language + ratio.log() + correction
+        log_depth = log_language + ratio.log() + correction
         spread_ratio = spread / depth
-        terms = spread_terms(log_depth, correction, weights, spread_ratio, ray_tensor)
+        terms = stddev_predictors(log_depth, correction, weights, spread_ratio, ray_tensor)
         log_stddev_ratio = torch.einsum(
             't,nthw->nhw', arrays['spread'], terms) + log_conformal_factor(
                 arrays['knots'], log_depth)
@@ -330,21 +331,24 @@ def project(trunk: Tensor, projection: Tensor, offset: Tensor) -> Tensor:
     return torch.einsum('nchw,dc->nhwd', trunk, projection) + offset
 
 
-def embed_patches(view: Tensor, language: Tensor, rays: Tensor, scales: Tensor) -> Tensor:
+def embed_patches(
+    components: Tensor, log_language: Tensor, rays: Tensor, scales: Tensor,
+) -> Tensor:
     """Embed patches in the space of the Gaussian kernel, in units of its width: (N h w, E).
 
-    An embedding concatenates the patch's view (N, h, w, D) from `project`; the main half of its
-    directions for the neighbours above and below (`NEIGHBOUR_WEIGHTS`; at the border its outermost
-    row); and log d (N, h, w), its mean over the image, and the ray's x and y (N, 2, h, w).
+    An embedding concatenates the patch's components (N, h, w, D) from `project`; the last half of
+    them, the strongest, of the neighbours above and below (`NEIGHBOUR_WEIGHTS`; at the border the
+    outermost row); and log d (N, h, w), its mean over the image, and the ray's x and y
+    (N, 2, h, w).
     """
-    h, directions = view.shape[1], view.shape[3]
-    main, rows = view[..., directions - directions // 2:], torch.arange(h)
-    neighbours = [weight * main[:, (rows + sign * distance).clamp(0, h - 1)]
+    h, count = components.shape[1], components.shape[3]
+    strongest, rows = components[..., count - count // 2:], torch.arange(h)
+    neighbours = [weight * strongest[:, (rows + sign * distance).clamp(0, h - 1)]
                   for distance, weight in NEIGHBOUR_WEIGHTS.items() for sign in (-1, 1)]
     # nanmean: a patch without features has no depth, and must not take the others'.
-    mean = language.nanmean(dim=(1, 2), keepdim=True).expand_as(language)
-    scalars = torch.stack([language, mean, rays[:, 0], rays[:, 1]], dim=-1) * scales
-    return torch.cat([view, *neighbours, scalars], dim=-1).flatten(0, 2)
+    mean = log_language.nanmean(dim=(1, 2), keepdim=True).expand_as(log_language)
+    scalars = torch.stack([log_language, mean, rays[:, 0], rays[:, 1]], dim=-1) * scales
+    return torch.cat([components, *neighbours, scalars], dim=-1).flatten(0, 2)
 
 
 def gaussian_kernel(embeddings: Tensor, landmarks: Tensor) -> Tensor:
@@ -355,10 +359,10 @@ def gaussian_kernel(embeddings: Tensor, landmarks: Tensor) -> Tensor:
     return exponent.clamp_(max=0.0).exp_()
 
 
-def spread_terms(
-    log_depth: Tensor, correction: Tensor, weights: Tensor, spread: Tensor, rays: Tensor,
+def stddev_predictors(
+    log_depth: Tensor, correction: Tensor, weights: Tensor, spread_ratio: Tensor, rays: Tensor,
 ) -> Tensor:
-    """Compute the predictors of the log relative standard deviation: (N, SPREAD_TERMS, h, w).
+    """Compute the predictors of the log relative standard deviation: (N, STDDEV_PREDICTORS, h, w).
 
     1; log depth and its square; the spread of the bins over their mean; the entropy of their
     weights; the range of log depth among the neighbours (at edges, a pixel may have the depth of
@@ -366,18 +370,19 @@ def spread_terms(
     """
     entropy = torch.special.entr(weights).sum(dim=1)
     depths = log_depth[:, None]
-    highest, lowest = (max_pool2d(values.nan_to_num(-math.inf), 3, 1, 1)
+    highest, minus_lowest = (max_pool2d(values.nan_to_num(-math.inf), 3, 1, 1)
                        for values in (depths, -depths))
-    edges = highest + lowest
+    depth_range = highest + minus_lowest
     x, y = rays[:, 0], rays[:, 1]
     return torch.stack([
-        torch.ones_like(log_depth), log_depth, log_depth.square(), spread, entropy, edges[:, 0],
+        torch.ones_like(log_depth), log_depth, log_depth.square(), spread_ratio, entropy,
+        depth_range[:, 0],
         correction.abs(), y, x.square() + y.square()], dim=1)
 
 
-def empty_kernel(width: int) -> dict[str, NDArray[np.float32]]:
-    """Make the empty arrays of a calibration without a kernel; `width` is C' of the trunk."""
-    shapes = {'projection': (0, width), 'offset': (0,), 'scales': (SCALARS,),
+def empty_kernel(channels: int) -> dict[str, NDArray[np.float32]]:
+    """Make the empty arrays of a calibration without a kernel; `channels` is C' of the trunk."""
+    shapes = {'projection': (0, channels), 'offset': (0,), 'scales': (SCALARS,),
               'landmarks': (0, embedding_size(0)), 'kernel': (0,)}
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 

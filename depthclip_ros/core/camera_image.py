@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .anchor import Adjustment
     from .camera import CameraModel
     from .config import Size
-    from .text_features import Scene
+    from .scenes import Scene
 
     # (h, w) depth of the patches [m], (h, w) its standard deviation [m] or None, (H, W) of the
     # image, `upsampling` -> the adjustment of depth. Called once per image, before range limits.

@@ -29,7 +29,7 @@ PAPER_TOKENS = (
     'giant', 'extremely close', 'close', 'not in distance', 'a little remote', 'far', 'unseen',
 )
 PAPER_BINS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
-Size = tuple[int, int]  # (height, width), as everywhere
+Size = tuple[int, int]  # (height, width); of a camera's messages (width, height)
 # Image widths over which the correlation of depth errors around a point falls to exp(-1/2).
 ANCHOR_REACH = 0.15
 MIN_BIN = 1e-3  # metres
@@ -58,7 +58,7 @@ def define(
 ) -> Any:
     """Make a dataclass field that carries its documentation and range.
 
-    `reload`: a change requires to configure the model again.
+    `reload`: a change needs a new estimator; of a node, to be configured again.
     """
     return field(default=default, metadata={
         'description': description, 'choices': choices, 'minimum': minimum, 'maximum': maximum,

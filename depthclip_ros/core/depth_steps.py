@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From features to depth in four steps: language depth, correction, anchor, predictions.
+"""From features to depth in four steps, with N images and B = N or, with `flip_average`, 2 N.
 
-All after the logits is float32 on the CPU, on the grid of patches, so that it does not depend on
-the network's device.
+| step | in | out | defined in |
+|---|---|---|---|
+| `language_depth` | features (B, C, h, w) | weights (B, K, h, w), d (B, h, w) m | `readout` |
+| `correct_depth` | d, focal ratio r, trunk | r d exp(correction), its stddev | `calibration` |
+| `anchor_depth` | that depth and stddev (N, h, w) m | both times the scale | `anchor` |
+| `make_predictions` | (N, h, w) m | (H, W) m, limited and upsampled | `readout` |
+
+The first computes the logits on the network's device; all after them is float32 on the CPU, so
+that it does not depend on the device. State from image to image (the previous scene, the anchor's
+filter) comes with each `CameraImage`; these functions keep none.
 """
 
 from __future__ import annotations
@@ -21,10 +29,10 @@ from .calibration import Calibration
 from .camera import focal_ratio
 from .camera_image import CameraImage, Metres
 from .config import DepthConfig, Size
-from .engine import download
+from .engine import to_host
 from .prediction import NOT_ADJUSTED, DepthPrediction
 from .readout import float32, limit_range, mean_of_passes, read_out, similarity_logits, upsample
-from .text_features import Scene, mixed_bins, scene_probabilities, sort_into_scenes
+from .scenes import Scene, classify_scenes, mixed_bins, scene_probabilities
 
 
 class LoadedSettings(NamedTuple):
@@ -34,7 +42,7 @@ class LoadedSettings(NamedTuple):
     text: Tensor  # (K, C) unit vectors, on the network's device; all else is on the CPU
     bins: Tensor  # (K,) metres
     calibration: Calibration | None
-    pool: AttentionPool | None  # this and the following only with `scenes`
+    pool: AttentionPool | None  # None without `scenes`; the following mean nothing then
     scene_text: Tensor  # (S, C) unit vectors
     scene_bins: Tensor  # (S, K) metres
 
@@ -47,7 +55,7 @@ class LanguageDepth(NamedTuple):
     depth: Tensor  # (B, h, w) metres, eq. 5
     spread: Tensor  # (B, h, w) metres, standard deviation of the bins under the weights
     scenes: Sequence[Scene | None]  # N
-    view: Tensor | None  # (B, h, w, D), as `Calibration.view` gives it; None without one
+    components: Tensor | None  # (B, h, w, D), principal components; None without a calibration
 
 
 class Depth(NamedTuple):
@@ -78,27 +86,31 @@ def language_depth(
     Maps of the trunk's size stay on the network's device; a few numbers per patch leave it.
     """
     config, calibration, pool = settings.config, settings.calibration, settings.pool
-    logits, pooled, view = download(
+    logits, pooled, components = to_host(
         similarity_logits(maps.features, settings.text, config.temperature),  # eq. 3
         None if pool is None else pool.image_embedding(maps.trunk),
-        None if calibration is None else calibration.view(maps.trunk))
+        None if calibration is None else calibration.principal_components(maps.trunk))
     scenes: Sequence[Scene | None] = [None] * len(previous_scenes)
     bins = settings.bins
     if pooled is not None:  # section 5
         embeddings = pooled.view(-1, len(previous_scenes), pooled.shape[1])
-        scenes, probabilities, bins_weight = sort_into_scenes(config, scene_probabilities(
+        scenes, probabilities, bins_weight = classify_scenes(config, scene_probabilities(
             embeddings, settings.scene_text, config.scene_temperature), previous_scenes)
         bins = mixed_bins(probabilities, bins_weight, settings.scene_bins, bins).repeat(
             len(embeddings), 1)
     weights, depth, spread = read_out(logits, bins)  # eqs. 4 and 5
-    return LanguageDepth(logits, weights, depth, spread, scenes, view)
+    return LanguageDepth(logits, weights, depth, spread, scenes, components)
 
 
 def correct_depth(
     language: LanguageDepth, calibration: Calibration | None, images: Sequence[CameraImage],
     ratios: Sequence[float],
 ) -> Depth:
-    """Multiply by the focal ratios, apply the calibration, and average both passes."""
+    """Multiply by the focal ratios, apply the calibration, and average both passes.
+
+    The calibration gives the standard deviation of the plain pass, relative to its depth; it is
+    multiplied by the average depth.
+    """
     count = len(images)
     if calibration is None:
         ratio = _per_image(ratios)
@@ -106,7 +118,7 @@ def correct_depth(
             mean_of_passes(language.depth, count) * ratio, language.spread[:count] * ratio, None)
     passes = len(language.depth) // count
     depth, spread, stddev_ratio = calibration.correct(
-        language.weights, language.depth, language.spread, language.view,
+        language.weights, language.depth, language.spread, language.components,
         calibration.rays([image.camera for image in images], flip=passes == 2),
         [*ratios] * passes)
     metres = mean_of_passes(depth, count)

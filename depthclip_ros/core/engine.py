@@ -119,7 +119,7 @@ def exact_float32() -> Iterator[None]:
 
 
 def _set_exact_float32() -> list[tuple[Any, str, Any]]:
-    """Turn TF32 off for the process; return the settings before: backend, name, value."""
+    """Turn TF32 off and cudnn.benchmark on; return the settings before: backend, name, value."""
     cudnn: Any = torch.backends.cudnn  # not all of it is typed
     matmul = torch.backends.cuda.matmul
     settings: list[tuple[Any, str, Any]] = [
@@ -135,12 +135,12 @@ def _set_exact_float32() -> list[tuple[Any, str, Any]]:
     return previous
 
 
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor from the host to a GPU asynchronously."""
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def download(*tensors: Tensor | None) -> tuple[Any, ...]:
+def to_host(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Copy tensors to the host, with one synchronisation if they are on a GPU."""
     copies = tuple(None if tensor is None else tensor.to('cpu', non_blocking=True)
                    for tensor in tensors)

@@ -99,7 +99,7 @@ class CameraInfoError(DataError):
     """A camera_info cannot be used."""
 
 
-class RangeError(DataError):
+class SensorError(DataError):
     """A message of a depth camera, lidar or scanner cannot be used."""
 
 

@@ -147,11 +147,11 @@ class DepthEstimator:
     # Settings that change on a loaded model -------------------------------------------------
 
     def prepare(self, config: DepthConfig) -> LoadedSettings:
-        """Load text features and calibration, so that `reconfigure` takes no time.
+        """Load text features and calibration, so that a later `reconfigure` is quick.
 
-        It changes no setting, and any thread may call it while another one predicts. For words
-        that are cached neither in memory nor on disk it reads the weights again, since the text
-        encoder would take more memory than all the rest.
+        No setting changes, only caches grow; any thread may call it while another one predicts.
+        For words that are cached neither in memory nor on disk it reads the weights again, since
+        the text encoder would take more memory than all the rest.
 
         Args:
             config: gives words, scenes and calibration.
@@ -312,7 +312,7 @@ class DepthEstimator:
         settings = self._settings  # one read: they change as a whole
         config, calibration = settings.config, settings.calibration
         with compute_on(self.device):
-            maps = self.model.maps([image.rgb for image in batch], flip=config.flip_average)
+            maps = self.model.encode([image.rgb for image in batch], flip=config.flip_average)
             ratios = depth_steps.focal_ratios(config, calibration, batch)
             language = depth_steps.language_depth(settings, maps, [image.scene for image in batch])
             depth, adjustments = depth_steps.anchor_depth(
@@ -322,7 +322,7 @@ class DepthEstimator:
                 config, language, depth, adjustments, ratios, batch, size)
 
     @torch.inference_mode()
-    def maps(self, images: Sequence[Rgb]) -> EncoderOutput:
+    def encode(self, images: Sequence[Rgb]) -> EncoderOutput:
         """Run the image encoder alone (section 3.1 of the paper).
 
         Args:
@@ -334,7 +334,7 @@ class DepthEstimator:
 
         """
         with compute_on(self.device):
-            return self.model.maps(images, flip=self.config.flip_average)
+            return self.model.encode(images, flip=self.config.flip_average)
 
     def _quantized_path(self, config: DepthConfig) -> Path:
         """Path of the network in 8 bits in the cache."""

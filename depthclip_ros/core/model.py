@@ -30,9 +30,9 @@ class Model:
     grid: Size  # (h, w), number of patches
     channels: int  # C' of the trunk's map
 
-    def maps(self, images: Sequence[Rgb], *, flip: bool) -> EncoderOutput:
+    def encode(self, images: Sequence[Rgb], *, flip: bool) -> EncoderOutput:
         """Encode images (section 3.1 of the paper); with `flip`, the mirrored ones follow."""
-        return self.encoder.maps(self.preprocess(images, flip=flip))
+        return self.encoder.encode(self.preprocess(images, flip=flip))
 
 
 def load_model(

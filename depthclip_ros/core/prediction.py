@@ -15,7 +15,7 @@ from .camera_image import Metres
 from .config import DepthConfig, Size
 from .errors import ImageError
 from .readout import float32, upsample
-from .text_features import Scene, mixed_bins
+from .scenes import Scene, mixed_bins
 
 NOT_ADJUSTED = Adjustment()
 
@@ -28,12 +28,12 @@ class DepthPrediction:
         depth: (H, W) metres along the optical axis. NaN where the network's features vanish (with
             `features: reference`); NaN, -Inf, +Inf or the limit beyond `range_min` and
             `range_max`, as `out_of_range` says.
-        patch_depth: (h, w) metres at the centres of the patches that tile the image (eq. 5),
-            before upsampling; NaN and infinite as `depth`.
+        patch_depth: (h, w) metres at the centres of the patches that tile the image: eq. 5
+            and all corrections, before upsampling; NaN and infinite as `depth`.
         weights: (K, h, w) weight of every bin (eq. 4), sums to 1 over K.
         logits: (K, h, w) scaled similarity with every token (eq. 3).
-        spread: (h, w) metres, standard deviation of the bins under the weights: a relative score
-            of how undecided a patch is, not an error bar.
+        spread: (h, w) metres, standard deviation of the bins under the weights: how undecided a
+            patch is, not an error bar.
         image_size: (H, W) of the image.
         upsampling: interpolation from patches to pixels, see `upsample`.
         focal_ratio: the camera's focal length over `reference_focal`, by which depth and spread
@@ -44,8 +44,9 @@ class DepthPrediction:
             90 % of the pixels. None without a calibration.
         scene: kind of scene, on which the bins depend; None without `scenes`.
 
-    With `flip_average`, `depth` and `patch_depth` are the mean of both passes; the others are
-    those of the plain pass. The limits of range do not change `weights` and `logits`.
+    With `flip_average`, `depth` and `patch_depth` are the mean of both passes, and `patch_stddev`
+    is in proportion to it; the others are those of the plain pass. The limits of range do not
+    change `weights` and `logits`.
     """
 
     depth: Metres

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Input of the network: images resized in 8 bits, as CLIP does, and normalised."""
+"""Input of the network: images stretched in 8 bits (bilinear), and normalised as CLIP's."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Preprocessor:
         count, (height, width) = len(images), self.size
         pixels: Sequence[Tensor] | Tensor = [resize(image, self.size) for image in images]
         if self._device.type == 'cuda':
-            pixels = engine.upload(torch.stack(list(pixels)), self._device)
+            pixels = engine.to_device(torch.stack(list(pixels)), self._device)
         rows = torch.empty((1 + flip) * count, height, 3 * width, dtype=torch.float32,
                            device=self._device)
         for image, row in zip(pixels, rows, strict=False):

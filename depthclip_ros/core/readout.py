@@ -54,11 +54,11 @@ def read_out(logits: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return weights, depth, spread
 
 
-def mean_of_passes(depth: Tensor, images: int) -> Tensor:
-    """Average (B, h, w) depth over both passes, if mirrored images follow: (images, h, w)."""
-    if len(depth) == images:
+def mean_of_passes(depth: Tensor, count: int) -> Tensor:
+    """Average (B, h, w) depth over both passes, if mirrored images follow: (count, h, w)."""
+    if len(depth) == count:
         return depth
-    return 0.5 * (depth[:images] + depth[images:].flip(2))
+    return 0.5 * (depth[:count] + depth[count:].flip(2))
 
 
 def limit_range(patch_depth: Tensor, low: float, high: float, out_of_range: str) -> Tensor:

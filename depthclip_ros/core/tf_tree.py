@@ -215,7 +215,7 @@ class TransformTree:
 
     def lookup_between(
         self, target: str, time: int, source: str, source_time: int, tolerance: float = 0.0,
-        still: float = math.inf, odom: str = '',
+        max_unmeasured: float = math.inf, odom: str = '',
     ) -> tuple[Transform, float]:
         """Look up the transform from `source` at its time to `target` at another.
 
@@ -229,7 +229,7 @@ class TransformTree:
             source: name of a frame.
             source_time: time of the source, likewise.
             tolerance: seconds, as in `lookup`.
-            still: largest difference of the times without odom, in seconds.
+            max_unmeasured: largest difference of the times without odom, in seconds.
             odom: name of odom; '': the frame with odom in its name, else the nearest in which both
                 move, except map and earth.
 
@@ -237,7 +237,7 @@ class TransformTree:
             The transform, and the seconds of unmeasured motion: 0 with odom.
 
         Raises:
-            TransformError: as of `lookup`; or the times differ by more than `still`.
+            TransformError: as of `lookup`; or the times differ by more than `max_unmeasured`.
 
         """
         interval, beyond = abs(time - source_time) / _NANOSECONDS, round(tolerance * _NANOSECONDS)
@@ -253,13 +253,13 @@ class TransformTree:
                 try:
                     return through(fixed), 0.0
                 except TransformError:  # it is late, and may not be needed
-                    if interval > still:
+                    if interval > max_unmeasured:
                         raise
-            if interval > still:
+            if interval > max_unmeasured:
                 raise TransformError(APART, (
                     f'the stamps of message and image are {interval:.3g} s apart; without a frame '
                     f'of tf that the robot moves in without jumps, {odom or "such as odom"} and '
-                    f'not map, at most {still:g} s are bridged (odom_frame).'))
+                    f'not map, at most {max_unmeasured:g} s are bridged (odom_frame).'))
             return through(common), interval
 
     def _common_frames(self, target: str, source: str, odom: str) -> tuple[str, str]:

@@ -54,7 +54,7 @@ _BAR_BACKGROUND = (190, 190, 190)  # neither dark nor bright bars vanish on it
 _FRAME_COLOR = (220, 40, 220)  # of the selected patch
 
 
-def depth_words(prediction: DepthPrediction, row: int, column: int) -> str:
+def depth_text(prediction: DepthPrediction, row: int, column: int) -> str:
     """Format depth, standard deviation if known, and spread of a patch, in two lines."""
     depth = prediction.patch_depth[row, column]
     text = 'no depth' if np.isnan(depth) else f'{depth:.2f} m'
@@ -63,7 +63,7 @@ def depth_words(prediction: DepthPrediction, row: int, column: int) -> str:
     return f'{text}\n(spread {prediction.spread[row, column]:.2f} m)'
 
 
-def answer_words(
+def weights_text(
     prediction: DepthPrediction, row: int, column: int, tokens: Sequence[str],
 ) -> str:
     """Format the strongest words of a patch with their weights."""
@@ -72,7 +72,7 @@ def answer_words(
                      for k in np.argsort(-weights, kind='stable')[:_LISTED_WORDS])
 
 
-def scene_words(prediction: DepthPrediction) -> str:
+def scene_text(prediction: DepthPrediction) -> str:
     """Format the scene and its probability; '' without scenes."""
     scene = prediction.scene
     if scene is None:
@@ -119,7 +119,7 @@ def draw(
         config.tokens, metres, colors, strict=True)]
     bar = color_bar(scale, height, median_of(prediction.patch_depth))
     panel = _draw_panel(
-        prediction, words, spot, [*filter(None, [scene_words(prediction)]), *lines],
+        prediction, words, spot, [*filter(None, [scene_text(prediction)]), *lines],
         np.hstack([depth, canvas(height, GAP), bar]))
     result = canvas(max(len(photo), len(panel)), photo.shape[1] + _PANEL_WIDTH)
     result[:len(photo), :photo.shape[1]] = photo
@@ -197,7 +197,7 @@ def _draw_panel(
         heading = ['mean of all patches']
     else:
         weights = prediction.weights[(slice(None), *spot)]
-        heading = [f'clicked: row {spot[0]}, column {spot[1]}', *depth_words(
+        heading = [f'clicked: row {spot[0]}, column {spot[1]}', *depth_text(
             prediction, *spot).replace('±', '+-').split('\n')]
     listed = np.sort(np.argsort(-weights, kind='stable')[:MAX_WORDS])
     omitted = len(words) - len(listed)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Anchors of the scale of depth: points of another sensor, or of the floor, in an image.
 
-The callbacks only store messages. The worker reads the one whose stamp is nearest to the image in
-work. All cameras share the sensors; each camera has a scale of its own.
+The callbacks only store messages, and parse /tf_static. The worker reads the message whose stamp
+is nearest to the image in work. All cameras share the sensor; each camera has a scale of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..core.anchor import (
 )
 from ..core.camera import CameraModel
 from ..core.config import Size
-from ..core.errors import CameraInfoError, RangeError, quoted
+from ..core.errors import CameraInfoError, SensorError, quoted
 from ..core.tf_tree import APART, Transform, TransformTree, frame_name, rotation_matrix
 from .depth import to_depth
 from .message_types import (
@@ -81,7 +81,7 @@ def needs_transforms(config: NodeConfig) -> bool:
 # The sensor, shared by all cameras ---------------------------------------------------------------
 
 
-class Sensors:
+class AnchorSensor:
     """Messages of the anchor's sensor and of tf."""
 
     def __init__(self, config: NodeConfig, topic: str, deserialize: Deserialize,
@@ -124,12 +124,12 @@ class Sensors:
         """Return the message nearest to an image's stamp, RangeError if beyond MAX_STAMP_GAP."""
         messages = self._messages.copy()
         if not messages:
-            raise RangeError('no message', (
+            raise SensorError('no message', (
                 f'nothing has come on {self.topic}. Check its publisher, or remap it.'))
         message = min(messages, key=lambda message: abs(message[0] - stamp))
         gap = (message[0] - stamp) / _NANOSECONDS
         if abs(gap) > MAX_STAMP_GAP:
-            raise RangeError('stamps apart', (
+            raise SensorError('stamps apart', (
                 f'the stamp of the nearest message on {self.topic} is {gap:+.3g} s from that of '
                 f'the image; at most {MAX_STAMP_GAP:g} s are bridged. Does its publisher still '
                 'run, and on the same clock?'))
@@ -138,7 +138,7 @@ class Sensors:
     def read_content(self, message: tuple[int, bytes]) -> tuple[Any, Any]:
         """Read header and (N, 3) points in metres in its frame; of 'depth' (h, w) metres."""
         if self._content_cache[0] is not message:
-            parsed = parse_message(self._deserialize, message[1], self._message_type, RangeError)
+            parsed = parse_message(self._deserialize, message[1], self._message_type, SensorError)
             content = scan_points(parsed) if self._message_type == SCAN else \
                 cloud_points(parsed, MAX_CLOUD_POINTS) if self._message_type == POINT_CLOUD else \
                 to_depth(parsed)
@@ -150,8 +150,9 @@ class Sensors:
     ) -> tuple[Transform, float]:
         """Look up the transform from the sensor at its stamp to the camera at its own (ns).
 
-        It includes the robot's motion between them if tf has an odometry frame; if not, they may
-        be MAX_UNKNOWN_MOTION apart. The second value is the seconds of unknown motion.
+        Stored messages of /tf are read first; `anchor_pose` stands for tf. The transform includes
+        the robot's motion between the stamps if tf has an odometry frame; if not, they may be
+        MAX_UNKNOWN_MOTION apart. The second value is the seconds of unknown motion.
         """
         if self._config.anchor_pose and self._config.anchor != GROUND:
             return _pose_transform(self._config.anchor_pose), stamp_gap(stamp, source_stamp)
@@ -163,8 +164,8 @@ class Sensors:
                                              MAX_UNKNOWN_MOTION, self._config.odom_frame)
 
     def _add(self, raw: bytes, *, static: bool) -> None:
-        with contextlib.suppress(RangeError), self._lock:  # tf has other publishers, too
-            message = parse_message(self._deserialize, raw, TF_TYPE, RangeError)
+        with contextlib.suppress(SensorError), self._lock:  # tf has other publishers, too
+            message = parse_message(self._deserialize, raw, TF_TYPE, SensorError)
             self._tree.add_message(message, static=static)
 
 
@@ -182,9 +183,9 @@ class Anchor:
 
     """
 
-    def __init__(self, sensors: Sensors, config: NodeConfig) -> None:
+    def __init__(self, sensor: AnchorSensor, config: NodeConfig) -> None:
         """Start with a scale of 1."""
-        self.sensors, self._config = sensors, config
+        self.sensor, self._config = sensor, config
         ground = config.anchor == GROUND
         self.filter = ScaleFilter(
             config.anchor_timeout, lowest=FLOOR_QUANTILE if ground else 1.0,
@@ -209,7 +210,7 @@ class Anchor:
             if self._config.anchor == GROUND:
                 observation.points = self._floor_points(header, observation.stamp, model, size)
             else:
-                observation.message = self.sensors.nearest_message(observation.stamp)
+                observation.message = self.sensor.nearest_message(observation.stamp)
                 observation.is_new = observation.message is not self._last_message
                 observation.points, observation.age = self._sensor_points(
                     observation.message, header, observation.stamp, model, size)
@@ -224,7 +225,7 @@ class Anchor:
         if error is None and observation.points is not None and observation.is_new:
             self._last_message, self.condition, self.reason = observation.message, '', ''
             if state.condition:
-                error = RangeError(state.condition, (
+                error = SensorError(state.condition, (
                     f'it has {state.points} points in the image. Check where the sensor is (tf, '
                     'anchor_pose), and that it sees what the camera sees.'))
         if error is not None:
@@ -237,12 +238,12 @@ class Anchor:
         self, message: tuple[int, bytes], header: Any, stamp: int, model: CameraModel, size: Size,
     ) -> tuple[Points, float]:
         """Project a sensor message's points into an image; return also their age in seconds."""
-        sensor_header, content = self.sensors.read_content(message)
+        sensor_header, content = self.sensor.read_content(message)
         if self._config.anchor == 'depth':
             age = stamp_gap(stamp, message[0])
             return _registered_points(sensor_header, header, content, size), age
         source = sensor_header.frame_id
-        transform, age = self.sensors.lookup(header.frame_id, stamp, source, message[0])
+        transform, age = self.sensor.lookup(header.frame_id, stamp, source, message[0])
         return _project_points(transform.apply(content), model, size), age
 
     def _floor_points(self, header: Any, stamp: int, model: CameraModel, size: Size) -> Points:
@@ -251,11 +252,11 @@ class Anchor:
         tilt = self._config.camera_pitch
         up = np.array([0.0, -math.cos(tilt), math.sin(tilt)])
         if not height:
-            transform, _ = self.sensors.lookup(header.frame_id, stamp, base, stamp)
+            transform, _ = self.sensor.lookup(header.frame_id, stamp, base, stamp)
             up = transform.rotation[:, 2]
             height = -float(up @ transform.translation)
             if height < MIN_DEPTH:
-                raise RangeError('below the floor', (
+                raise SensorError('below the floor', (
                     f'by tf the camera {quoted(header.frame_id)} is {height:.3g} m above '
                     f'{quoted(base)}: base_frame must lie on the floor, with z up; or set '
                     'camera_height and camera_pitch.'))
@@ -288,7 +289,7 @@ class Observation:
         self, patch_depth: NDArray[np.float32], patch_stddev: NDArray[np.float32] | None,
         image: Size, upsampling: str,
     ) -> Adjustment:
-        """Update the filter by the points; an error keeps the scale and costs no depth."""
+        """Compute adjustment and next state (`commit` stores it); an error keeps the scale."""
         try:
             adjustment, self.state = self.filter.adjust(
                 self.stamp / _NANOSECONDS, self.points, patch_depth, patch_stddev, image,
@@ -326,7 +327,7 @@ def stamp_gap(stamp: int, sensor_stamp: int) -> float:
     """
     gap = abs(stamp - sensor_stamp) / _NANOSECONDS
     if gap > MAX_UNKNOWN_MOTION:
-        raise RangeError(APART, (
+        raise SensorError(APART, (
             f'the stamps of message and image are {gap:.3g} s apart; where nothing says how the '
             f'robot moves meanwhile, at most {MAX_UNKNOWN_MOTION:g} s are bridged.'))
     return gap
@@ -348,7 +349,7 @@ def _project_points(points: Float64, model: CameraModel, size: Size) -> Points:
 def _registered_points(header: Any, image: Any, depth: NDArray[np.float32], size: Size) -> Points:
     """Scale the pixels of a registered depth image to the image."""
     if frame_name(header.frame_id) != frame_name(image.frame_id):
-        raise RangeError('wrong frame', (
+        raise SensorError('wrong frame', (
             f'the depth image is in frame {quoted(header.frame_id)}, the image in '
             f'{quoted(image.frame_id)}: it must be registered to the camera '
             '(depth_image_proc/register), and carry its frame_id.'))

@@ -15,7 +15,7 @@ from ..core.camera import CameraModel, Notice, focal_ratio
 from ..core.camera_image import CameraImage
 from ..core.config import DepthConfig
 from ..core.errors import CameraInfoError, ImageError
-from .anchors import Anchor, Sensors
+from .anchors import Anchor, AnchorSensor
 from .depth import depth_values
 from .image_io import to_rgb
 from .message_types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Deserialize, parse_message
@@ -24,7 +24,7 @@ from .node_config import NodeConfig
 if TYPE_CHECKING:  # torch takes seconds to import
     from ..core.estimator import DepthEstimator
     from ..core.prediction import DepthPrediction
-    from ..core.text_features import Scene
+    from ..core.scenes import Scene
 
 _STAMP_END = 12  # bytes of a serialised message to the end of its stamp
 
@@ -40,17 +40,17 @@ class CameraContext:
     """
 
     def __init__(self, deserialize: Deserialize, config: NodeConfig,
-                 sensors: Sensors | None = None, image_type: str = '') -> None:
+                 sensor: AnchorSensor | None = None, image_type: str = '') -> None:
         """Create the state without a camera_info.
 
-        `sensors` are those of the anchor, shared by all cameras; `image_type` is the message type
+        `sensor` is that of the anchor, shared by all cameras; `image_type` is the message type
         of the images, '' for the one of `image_transport`.
         """
         self.config, self._deserialize = config, deserialize
         self.image_type = image_type or (
             COMPRESSED_IMAGE if config.image_transport == 'compressed' else IMAGE)
         self.camera_info: bytes | None = None
-        self.anchor = None if sensors is None else Anchor(sensors, config)
+        self.anchor = None if sensor is None else Anchor(sensor, config)
         self.scene: Scene | None = None
         self._model_cache: tuple[bytes, CameraModel] | None = None
 
@@ -79,8 +79,8 @@ class CameraContext:
         model.check_size(width, height)
         return model
 
-    def decode(self, raw: bytes, config: DepthConfig) -> Frame:
-        """Decode an image that will be predicted with `config`, and add its camera's model.
+    def decode(self, raw: bytes, config: DepthConfig) -> DecodedImage:
+        """Decode an image that is to be predicted with `config`, and add its camera's model.
 
         Raises:
             ImageError: it cannot be used.
@@ -91,14 +91,15 @@ class CameraContext:
         height, width = rgb.shape[:2]
         try:
             model = self.camera_model(width, height)
+            # Raises here, where the error belongs to one image, what would fail a batch.
             focal_ratio(config.reference_focal, model, (height, width), config.input_size)
         except CameraInfoError as error:
             problem = error
-        return Frame(self, message.header, rgb, model, problem)
+        return DecodedImage(self, message.header, rgb, model, problem)
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class DecodedImage:
     """One decoded image, and the model of the camera that took it."""
 
     context: CameraContext
@@ -125,17 +126,17 @@ class Frame:
 class DepthResult:
     """The depth of one image, from which every output is made."""
 
-    frame: Frame
+    image: DecodedImage
     prediction: DepthPrediction
     estimator: DepthEstimator  # that predicted it
 
     @functools.cached_property
     def depth_pixels(self) -> tuple[NDArray[Any], int]:
         """Pixels of depth/image, and the number of those that its encoding cannot hold."""
-        return depth_values(self.prediction.depth, self.frame.context.config.depth_encoding)
+        return depth_values(self.prediction.depth, self.image.context.config.depth_encoding)
 
 
-def predict(estimator: DepthEstimator, frames: Sequence[Frame]) -> list[DepthResult]:
+def predict(estimator: DepthEstimator, frames: Sequence[DecodedImage]) -> list[DepthResult]:
     """Predict depth of one image of each camera, as one batch.
 
     If it fails, no camera's state has changed, so that it may be called again.

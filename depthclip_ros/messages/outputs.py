@@ -27,7 +27,7 @@ from .message_types import CAMERA_INFO, IMAGE, POINT_CLOUD, CreateMessage
 Float32 = NDArray[np.float32]
 
 # Reliable, so that every subscriber can match (REP-2003), and shallow: old depth is worthless.
-OUTPUT_DEPTH = 5
+OUTPUT_QUEUE = 5
 
 # PCL's PointXYZRGB, as RViz reads it: the colour is 0x00RRGGBB in the bits of a float32. Programs
 # ignore further fields that they do not know.
@@ -36,43 +36,43 @@ _RGB_FACTORS = np.array([1 << 16, 1 << 8, 1], np.uint32)  # of red, green and bl
 _FLOAT32 = 7  # sensor_msgs/PointField
 
 
-def _image(create_message: CreateMessage, answer: DepthResult, pixels: NDArray[Any],
+def _image(create_message: CreateMessage, result: DepthResult, pixels: NDArray[Any],
            encoding: str = '32FC1') -> Any:
-    return create_message(IMAGE, **image_fields(pixels, encoding, answer.frame.header))
+    return create_message(IMAGE, **image_fields(pixels, encoding, result.image.header))
 
 
-def _depth(create_message: CreateMessage, answer: DepthResult) -> Any:
+def _depth(create_message: CreateMessage, result: DepthResult) -> Any:
     """Depth along the optical axis.
 
     32FC1 in metres with NaN where there is none (and -Inf or +Inf out of range, if `out_of_range`
     says so: REP-117), or 16UC1 in millimetres with 0 for all of these (REP-118).
     """
-    return _image(create_message, answer, answer.depth_pixels[0],
-                  answer.frame.context.config.depth_encoding)
+    return _image(create_message, result, result.depth_pixels[0],
+                  result.image.context.config.depth_encoding)
 
 
-def _camera_info(create_message: CreateMessage, answer: DepthResult) -> Any | None:
+def _camera_info(create_message: CreateMessage, result: DepthResult) -> Any | None:
     """Camera_info of depth/image, whenever the image's own is usable."""
-    if answer.frame.camera_model is None:
+    if result.image.camera_model is None:
         return None
-    model, rectified = answer.frame.camera_model, answer.frame.context.config.rectified
-    height, width = answer.prediction.depth.shape
+    model, rectified = result.image.camera_model, result.image.context.config.rectified
+    height, width = result.prediction.depth.shape
     region = create_message('sensor_msgs/msg/RegionOfInterest', x_offset=0, y_offset=0, height=0,
                             width=0, do_rectify=False)
     return create_message(
-        CAMERA_INFO, header=answer.frame.header, width=width, height=height,
+        CAMERA_INFO, header=result.image.header, width=width, height=height,
         distortion_model=model.distortion_model or 'plumb_bob',
         d=model.D.tolist() if model.distortion_model else [0.0] * 5,
         k=model.K.ravel().tolist(), r=(np.eye(3) if rectified else model.R).ravel().tolist(),
         p=model.P.ravel().tolist(), binning_x=0, binning_y=0, roi=region)
 
 
-def _points(create_message: CreateMessage, answer: DepthResult) -> Any | None:
+def _points(create_message: CreateMessage, result: DepthResult) -> Any | None:
     """Organised cloud x y z rgb in metres, one point for each patch; only while subscribed.
 
     Only where camera_info is usable; with a calibration also stddev, the standard deviation of z.
     """
-    frame, prediction = answer.frame, answer.prediction
+    frame, prediction = result.image, result.prediction
     if frame.camera_model is None:
         return None
     h, w = prediction.patch_depth.shape
@@ -86,50 +86,50 @@ def _rays(model: CameraModel, h: int, w: int) -> Float32:
     return model.patch_rays(h, w)
 
 
-def _color(create_message: CreateMessage, answer: DepthResult) -> Any:
+def _color(create_message: CreateMessage, result: DepthResult) -> Any:
     """Depth as colours, bright (first bin) to dark (last), logarithmic, grey where unknown (bgr8).
 
     A colour means the same depth as long as bins and camera are the same; only while subscribed.
     """
-    estimator = answer.estimator
-    picture = colorize(answer.prediction.depth, bins_scale(
-        estimator.config.depth_span, answer.prediction.focal_ratio))
+    estimator = result.estimator
+    picture = colorize(result.prediction.depth, bins_scale(
+        estimator.config.depth_span, result.prediction.focal_ratio))
     if not estimator.weights.trained:
         write_warning(picture, UNTRAINED)
     if estimator.label:
         write_note(picture, estimator.label)
-    return _image(create_message, answer, picture, 'bgr8')
+    return _image(create_message, result, picture, 'bgr8')
 
 
-def _words(create_message: CreateMessage, answer: DepthResult) -> Any:
+def _words(create_message: CreateMessage, result: DepthResult) -> Any:
     """The words' weights, drawn on the image for a grid of patches (bgr8).
 
     With depth and its standard deviation in metres, and the scene; only while subscribed.
     """
-    estimator = answer.estimator
+    estimator = result.estimator
     lines = [estimator.label] if estimator.label else []
-    if answer.frame.context.anchor is not None:
-        lines.append(f'anchor: scale {answer.prediction.adjustment.scale:.3g}')
-    picture = overlay.draw(answer.frame.rgb, answer.prediction, estimator.config, lines=lines,
+    if result.image.context.anchor is not None:
+        lines.append(f'anchor: scale {result.prediction.adjustment.scale:.3g}')
+    picture = overlay.draw(result.image.rgb, result.prediction, estimator.config, lines=lines,
                            warning='' if estimator.weights.trained else UNTRAINED)
-    return _image(create_message, answer, picture, 'bgr8')
+    return _image(create_message, result, picture, 'bgr8')
 
 
-def _spread(create_message: CreateMessage, answer: DepthResult) -> Any:
+def _spread(create_message: CreateMessage, result: DepthResult) -> Any:
     """Standard deviation of the bins by the words' weights, in metres (32FC1), a pixel a patch.
 
     It shows how undecided the words are, and is no error bar; only while subscribed.
     """
-    return _image(create_message, answer, answer.prediction.spread)
+    return _image(create_message, result, result.prediction.spread)
 
 
-def _stddev(create_message: CreateMessage, answer: DepthResult) -> Any | None:
+def _stddev(create_message: CreateMessage, result: DepthResult) -> Any | None:
     """Standard deviation of depth's error, in metres (32FC1), of depth/image's size.
 
     NaN where depth is not finite; only with a calibration and while subscribed.
     """
-    stddev = answer.prediction.stddev()
-    return None if stddev is None else _image(create_message, answer, stddev)
+    stddev = result.prediction.stddev()
+    return None if stddev is None else _image(create_message, result, stddev)
 
 
 # Message type and function of each relative topic (None: there is no message); the reference is

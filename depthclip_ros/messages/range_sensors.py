@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import RangeError, quoted
+from ..core.errors import SensorError, quoted
 from .image_io import data_of
 
 Float64 = NDArray[np.float64]
@@ -81,7 +81,7 @@ def scan_points(msg: Any) -> Float64:
     if msg.range_max > 0:
         shortest = np.min(ranges, where=valid, initial=np.inf)
         if valid.any() and shortest > _UNIT_FACTOR * msg.range_max:
-            raise RangeError('beyond range_max', (
+            raise SensorError('beyond range_max', (
                 f'All ranges of the scan are beyond range_max: {shortest:.4g} m and more, of '
                 f"{msg.range_max:.4g} m. Are they millimetres? Check the scanner's driver."))
         valid &= ranges < msg.range_max - _MAX_MARGIN
@@ -99,7 +99,7 @@ def _angles(msg: Any, count: int) -> Float64:
     if not (np.isfinite(start) and np.isfinite(step) and step) or not (
             end == 0 or abs(start + sweep - end) <= max(2 * abs(step), 0.1 * abs(sweep))
             or abs(sweep) >= 2 * np.pi - 2 * abs(step) or count < 2):
-        raise RangeError('wrong angles', (
+        raise SensorError('wrong angles', (
             f'The scan has angle_min {start:.4g}, angle_max {end:.4g} and {count} beams with an '
             f'angle_increment of {step:.4g}; expected finite radians, the increment not 0, that '
             "agree with each other. Check the scanner's driver."))
@@ -116,7 +116,7 @@ def _valid_points(*coordinates: Float64) -> Float64:
     return valid_points
 
 
-def _wrong_layout(msg: Any, size: int, problem: str) -> RangeError:
-    return RangeError('wrong layout', (
+def _wrong_layout(msg: Any, size: int, problem: str) -> SensorError:
+    return SensorError('wrong layout', (
         f'The cloud, {msg.width}x{msg.height} points of {msg.point_step} bytes in {size} bytes of '
         f"data, {problem}. Check the lidar's driver."))

@@ -18,10 +18,10 @@ from rclpy.qos import QoSHistoryPolicy, QoSProfile
 
 from ..core.camera import Notice, stretch_notice
 from ..messages import message_types as messages
-from ..messages.anchors import Sensors
+from ..messages.anchors import AnchorSensor
 from ..messages.camera_context import CameraContext, DepthResult
 from ..messages.node_config import NodeConfig
-from ..messages.outputs import OUTPUT_DEPTH, OUTPUTS
+from ..messages.outputs import OUTPUT_QUEUE, OUTPUTS
 from .subscriptions import RELIABLE, AdaptiveSubscription, override_options
 
 WINDOW_SAMPLES = 512  # that a percentile covers
@@ -99,7 +99,8 @@ class Camera:
     """Subscriptions, publishers and image counters of one camera.
 
     The callbacks only store images; the worker decodes, predicts and publishes. At any moment
-    'received' is the sum of OUTCOMES and 'pending', which is 2 at most (waiting, in work).
+    'received' is the sum of OUTCOMES and 'pending': one image waits, one is in work, and one is
+    being replaced, at most.
 
     Attributes:
         context: camera_info, anchor and scene of its images, since the activation.
@@ -125,7 +126,7 @@ class Camera:
         # One profile for each publisher, since rclpy writes the overrides into it.
         self._publishers = {topic: node.create_lifecycle_publisher(
             messages.message_class(message_type), topic_prefix(name) + topic,
-            QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=OUTPUT_DEPTH,
+            QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=OUTPUT_QUEUE,
                        reliability=RELIABLE),
             qos_overriding_options=override_options(node, topic_prefix(name) + topic, 'publisher'))
             for topic, (message_type, _) in OUTPUTS.items()}
@@ -133,14 +134,14 @@ class Camera:
         self.ages, self.nan_fractions = RollingWindow(), RollingWindow()
         self.focal, self.last_error = (1.0, NO_REFERENCE_FOCAL), ''
 
-    def subscribe(self, put: Callable[[Camera, bytes], bool], sensors: Sensors | None) -> None:
+    def subscribe(self, put: Callable[[Camera, bytes], bool], sensor: AnchorSensor | None) -> None:
         """Subscribe to images and camera_info with a new context; the counters go on.
 
         `put` queues a serialised image and returns whether it replaces a waiting one.
         """
         self._put = put
-        self.context = CameraContext(messages.deserialize, self.config, sensors)
-        self._has_answered = self._was_anchored = False
+        self.context = CameraContext(messages.deserialize, self.config, sensor)
+        self._has_published = self._was_anchored = False
         self.notices: tuple[Notice, ...] = ()
         self._shape: tuple[Any, Any] | None = None  # of the last image, and of the network's input
         self.first_image_time = math.inf  # steady time: simulated time may stand still
@@ -149,7 +150,7 @@ class Camera:
             self._node, self.context.image_type, self._image_name, self._on_image, self._on_lost))
         self._subscriptions.append(AdaptiveSubscription(
             self._node, messages.CAMERA_INFO, self._camera_info_name,
-            self.context.on_camera_info, latched=True))
+            self.context.on_camera_info, transient_local=True))
 
     def unsubscribe(self) -> None:
         """Destroy the subscriptions."""
@@ -204,40 +205,40 @@ class Camera:
         with self._lock:
             return self._counts.copy()
 
-    def record_publication(self, answer: DepthResult) -> None:
-        """Record the age of depth if its stamp is of this node's clock, and count lost pixels."""
-        stamp = answer.frame.header.stamp
+    def record_publication(self, result: DepthResult) -> None:
+        """Record the age of depth by this node's clock; count pixels that 16UC1 cannot hold."""
+        stamp = result.image.header.stamp
         now = self._node.get_clock().now().nanoseconds
         age = (now - stamp.sec * 10 ** 9 - stamp.nanosec) / 10 ** 9
         if abs(age) < MAX_AGE and stamp.sec >= 0 and stamp.nanosec < 10 ** 9:
             self.ages.add(age)
-        if beyond := answer.depth_pixels[1]:
+        if beyond := result.depth_pixels[1]:
             with self._lock:
                 self._counts['beyond'] += beyond
             self.log.write('beyond', (
                 f'{beyond} pixels have a depth that 16UC1 cannot hold (above 65.534 m), and '
                 'are published as unknown. Use depth_encoding: 32FC1.'))
 
-    def update_statistics(self, answer: DepthResult) -> None:
-        """Update NaN fraction, shape, focal ratio and anchor state from a published image."""
-        depth = answer.prediction.depth
+    def update_statistics(self, result: DepthResult) -> None:
+        """Record the NaN fraction of published depth; log what changes: shape, focal, anchor."""
+        depth = result.prediction.depth
         # The maximum is the quicker test, and mostly there is no NaN.
         self.nan_fractions.add(
             np.count_nonzero(np.isnan(depth)) / depth.size if np.isnan(depth.max()) else 0.0)
-        shape = answer.frame.size, answer.estimator.config.input_size
+        shape = result.image.size, result.estimator.config.input_size
         if shape != self._shape:  # logged once for each shape: it may be intended
             self._shape = shape
             if notice := stretch_notice(*shape):
                 self.log.write('aspect', notice)
-        if not answer.frame.header.frame_id:
+        if not result.image.header.frame_id:
             self.log.write('frame_id', (
                 f'{self.image_topic}: header.frame_id is empty, and so it is in every output: '
                 'RViz and tf cannot place them. Set an optical frame in the camera driver.'))
-        if answer.frame.notices != self.notices:
-            self.notices = answer.frame.notices
+        if result.image.notices != self.notices:
+            self.notices = result.image.notices
             for condition, sentence in self.notices:
                 self.log.write(condition, f'{self.info_topic}: {sentence}')
-        self._report_focal_ratio(answer)
+        self._report_focal_ratio(result)
         anchor = self.context.anchor
         if anchor is None:
             return
@@ -251,18 +252,18 @@ class Camera:
                 f'anchor: {self.config.anchor} is not followed ({anchor.condition}): '
                 f'{anchor.reason}'))
 
-    def _report_focal_ratio(self, answer: DepthResult) -> None:
+    def _report_focal_ratio(self, result: DepthResult) -> None:
         """Log when the focal length begins or ceases to count, and when it jumps."""
-        ratio, (previous_ratio, previous_reason) = answer.prediction.focal_ratio, self.focal
-        reason = NO_REFERENCE_FOCAL if not answer.estimator.config.reference_focal else \
-            '' if (problem := answer.frame.camera_problem) is None else \
+        ratio, (previous_ratio, previous_reason) = result.prediction.focal_ratio, self.focal
+        reason = NO_REFERENCE_FOCAL if not result.estimator.config.reference_focal else \
+            '' if (problem := result.image.camera_problem) is None else \
             f'camera_info: {problem.condition}'
         jumped = abs(math.log(ratio / previous_ratio)) > FOCAL_JUMP
         self.focal = ratio, reason
-        is_first, self._has_answered = not self._has_answered, True
+        is_first, self._has_published = not self._has_published, True
         if not jumped and reason == previous_reason:
             return
-        stamp = answer.frame.header.stamp
+        stamp = result.image.header.stamp
         effect = 'not multiplied' if reason and ratio == 1.0 else f'multiplied by {ratio:.3f}'
         text = (f'From the image with stamp {stamp.sec}.{stamp.nanosec:09} on, depth is {effect} '
                 'for the focal length' + f' ({reason})' * bool(reason))

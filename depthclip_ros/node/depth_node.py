@@ -36,7 +36,7 @@ from ..core.config import DepthConfig
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..executables import prepare_process
 from ..messages import message_types as messages
-from ..messages.anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
+from ..messages.anchors import SENSORS, TF, TF_STATIC, AnchorSensor, needs_transforms
 from ..messages.node_config import NodeConfig
 from ..messages.outputs import OUTPUTS
 from .camera import Camera, ThrottledLog, account_summary
@@ -44,13 +44,13 @@ from .health import CameraHealth, NodeHealth
 from .parameters import Parameters, help_text
 from .process import StopSignals, check_files, end_process, keep_freed_memory, rclpy_error_text
 from .subscriptions import OVERRIDES, AdaptiveSubscription, check_overrides
-from .worker import Pipeline, free_memory
+from .worker import Worker, free_memory
 
 Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
-TF_DEPTH = 100  # queue of tf2's own listeners
+TF_QUEUE = 100  # queue of tf2's own listeners
 STOP_TIMEOUT = 10.0  # least seconds that the images in work have when the node stops
 SHUTDOWN_TIMEOUT = 1.0  # seconds that they have when the process ends
 
@@ -105,9 +105,9 @@ class DepthNode(LifecycleNode):
         super().__init__('depth_node', automatically_declare_parameters_from_overrides=True,
                          **kwargs)
         self._qos_overrides = tuple(self.get_parameters_by_prefix(OVERRIDES))
-        self._pipeline: Pipeline | None = None
+        self._worker: Worker | None = None
         try:
-            self._settings = Parameters(self, lambda: self._pipeline)
+            self._settings = Parameters(self, lambda: self._worker)
         except ConfigError:  # the incomplete node is in the graph already
             super().destroy_node()
             self._state_machine.destroy_when_not_in_use()
@@ -118,10 +118,10 @@ class DepthNode(LifecycleNode):
         self._worker_abandoned = False
         self._state = 'unconfigured'  # of the lifecycle, or 'loading'
         self._cameras: list[Camera] = []
-        self._sensors: Sensors | None = None
+        self._sensor: AnchorSensor | None = None
         self._sensor_subscriptions: list[AdaptiveSubscription] = []
         self._health, self._cameras_health = NodeHealth(self), list[CameraHealth]()
-        self.autostart = self._settings.node.autostart
+        self.autostart = self._settings.node_config.autostart
         self._jump_handle = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1)),
             post_callback=self._on_jump)
@@ -153,8 +153,8 @@ class DepthNode(LifecycleNode):
             for name in config.cameras:
                 self._cameras.append(Camera(self, config, name))
             self._check_remappings(config)
-            pipeline = self._pipeline = Pipeline(self, depth, self._on_crash)
-            loaded = pipeline.submit(lambda: self._load(pipeline, depth, config))
+            worker = self._worker = Worker(self, depth, self._on_crash)
+            loaded = worker.submit(lambda: self._load(worker, depth, config))
             if not _wait_for(loaded, until=self._ending.is_set):
                 raise ConfigError('the process is to end.')
             loaded.result()
@@ -174,19 +174,19 @@ class DepthNode(LifecycleNode):
 
     @_log_exceptions
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe to images and sensors, and publish depth."""
-        if self._pipeline is None:
+        """Subscribe to images and sensor, and publish depth."""
+        if self._worker is None:
             raise RuntimeError('no model is loaded')
         try:
-            self._subscribe_to_sensors(self._settings.node)
+            self._subscribe_to_sensor(self._settings.node_config)
             for camera in self._cameras:
-                camera.subscribe(self._pipeline.put, self._sensors)
+                camera.subscribe(self._worker.put, self._sensor)
             check_overrides(self, self._qos_overrides)
         except ConfigError as error:
             self.get_logger().error(f'Cannot activate: {error}')
             self._stop()
             return FAILURE
-        self._cameras_health = [CameraHealth(self, camera, self._pipeline)
+        self._cameras_health = [CameraHealth(self, camera, self._worker)
                                 for camera in self._cameras]
         self._state = 'active'
         for camera in self._cameras:
@@ -237,8 +237,8 @@ class DepthNode(LifecycleNode):
                     f'{topic} is remapped to {resolved}, but no camera has that topic (cameras: '
                     f'{list(config.cameras)}); remap {config.cameras[0]}/{topic} instead.')
 
-    def _load(self, pipeline: Pipeline, config: DepthConfig, node_config: NodeConfig) -> None:
-        """Load the pipeline's estimator, and run it once for every batch size."""
+    def _load(self, worker: Worker, config: DepthConfig, node_config: NodeConfig) -> None:
+        """Load the worker's estimator, and run it once for every batch size."""
         try:  # here, since torch takes seconds to import, and may be missing
             from ..core.estimator import DepthEstimator
         except ImportError as error:
@@ -258,7 +258,7 @@ class DepthNode(LifecycleNode):
             f'{time.perf_counter() - start:.2f} s.')
         if estimator.calibration is not None:
             self._log.announce(f'Depth is {estimator.calibration.label} ({config.calibration}).')
-        pipeline.estimator = estimator
+        worker.estimator = estimator
 
     def _log_line(self, text: str) -> None:
         """Log a line of the core, as a warning if it begins with WARNING."""
@@ -274,19 +274,19 @@ class DepthNode(LifecycleNode):
             self._sensor_subscriptions.pop().destroy()
         for camera in self._cameras:
             camera.unsubscribe()
-        if self._pipeline is None:
+        if self._worker is None:
             return True
-        self._pipeline.clear()
+        self._worker.clear()
         # A batch of many cameras may take long on a slow machine; allow twice the longest one.
-        timeout, start = max(STOP_TIMEOUT, self._settings.node.worker_timeout,
-                             2e-3 * self._pipeline.network_ms.percentile(100)), time.monotonic()
-        idle = _wait_for(self._pipeline.submit(bool), until=lambda: time.monotonic() - start
+        timeout, start = max(STOP_TIMEOUT, self._settings.node_config.worker_timeout,
+                             2e-3 * self._worker.network_ms.percentile(100)), time.monotonic()
+        idle = _wait_for(self._worker.submit(bool), until=lambda: time.monotonic() - start
                          > (SHUTDOWN_TIMEOUT if self._ending.is_set() else timeout))
         if self._state == 'active':
             self._state = 'inactive'
             if not idle:
                 self.get_logger().error(
-                    f'The images in work since {self._pipeline.busy_seconds():.1f} s are not '
+                    f'The images in work since {self._worker.busy_seconds():.1f} s are not '
                     'done.')
             for camera in self._cameras:
                 self._log.announce(f'Stopped: {camera.label}{account_summary(camera.counts())}.')
@@ -294,35 +294,35 @@ class DepthNode(LifecycleNode):
 
     def _release(self) -> None:
         idle = self._stop()
-        pipeline, self._pipeline = self._pipeline, None
-        if pipeline is not None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
             # A stuck worker keeps its thread and its model; the node goes on without it.
-            self._worker_abandoned |= pipeline.busy_seconds() > 0
-            pipeline.end(wait=idle)
+            self._worker_abandoned |= worker.busy_seconds() > 0
+            worker.end(wait=idle)
             if idle and not self._ending.is_set():  # the end of a process frees all at once
                 free_memory()
         for camera in self._cameras:
             camera.destroy()
-        self._cameras, self._cameras_health, self._sensors = [], [], None
+        self._cameras, self._cameras_health, self._sensor = [], [], None
 
-    def _on_crash(self, pipeline: Pipeline, error: BaseException) -> None:
+    def _on_crash(self, worker: Worker, error: BaseException) -> None:
         """Record the worker's crash; `main` then ends the process."""
-        if pipeline is self._pipeline:  # and not an abandoned one
+        if worker is self._worker:  # and not an abandoned one
             self.get_logger().fatal(''.join(traceback.format_exception(error)))
             self.crash = error
 
     # Sensors, shared by all cameras --------------------------------------------------------
 
-    def _subscribe_to_sensors(self, config: NodeConfig) -> None:
+    def _subscribe_to_sensor(self, config: NodeConfig) -> None:
         """Subscribe to the anchor's sensor, and to tf if it is needed."""
         if not config.anchor:
             return
         message_type, name = SENSORS.get(config.anchor, ('', ''))
         topic = self.resolve_topic_name(name) if name else ''
-        sensors = self._sensors = Sensors(config, topic, messages.deserialize)
+        sensor = self._sensor = AnchorSensor(config, topic, messages.deserialize)
         if name:
             self._sensor_subscriptions.append(
-                AdaptiveSubscription(self, message_type, name, sensors.on_message))
+                AdaptiveSubscription(self, message_type, name, sensor.on_message))
         if not needs_transforms(config):
             return
         try:
@@ -333,15 +333,15 @@ class DepthNode(LifecycleNode):
                 '(ros-$ROS_DISTRO-tf2-msgs), or anchor_pose, or camera_height.'))
             return
         self._sensor_subscriptions += [
-            AdaptiveSubscription(self, messages.TF, TF, sensors.on_transforms, depth=TF_DEPTH),
+            AdaptiveSubscription(self, messages.TF, TF, sensor.on_transforms, depth=TF_QUEUE),
             # As tf2's own listener, which does not match volatile publishers of /tf_static.
-            AdaptiveSubscription(self, messages.TF, TF_STATIC, sensors.on_static, depth=TF_DEPTH,
-                                 latched=True, adapts_durability=False)]
+            AdaptiveSubscription(self, messages.TF, TF_STATIC, sensor.on_static, depth=TF_QUEUE,
+                                 transient_local=True, adapts_durability=False)]
 
     def _on_jump(self, _jump: Any) -> None:
-        """Clear the sensors after time jumped back: their stamps are of another time."""
-        if self._sensors is not None:
-            self._sensors.clear()
+        """Clear the sensor after time jumped back: their stamps are of another time."""
+        if self._sensor is not None:
+            self._sensor.clear()
 
     # Once a second -------------------------------------------------------------------------
 
@@ -358,11 +358,11 @@ class DepthNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         """Update the findings, log them, and publish them on /diagnostics."""
-        pipeline = self._pipeline
-        depth = self._settings.depth if pipeline is None else pipeline.config
-        config = self._settings.node
+        worker = self._worker
+        depth = self._settings.depth_config if worker is None else worker.config
+        config = self._settings.node_config
         status, node_findings = self._health.update(
-            pipeline, (depth, config), self.crash, self._state, self._settings.conflict)
+            worker, (depth, config), self.crash, self._state, self._settings.conflict)
         for finding in node_findings:
             finding.log(self._log)
         message = DiagnosticArray(status=[status, *(

@@ -122,7 +122,7 @@ def _crashed(health: NodeHealth) -> Finding | None:
 
 def _stuck(health: NodeHealth) -> Finding | None:
     limit = health.config.worker_timeout
-    seconds = 0.0 if health.pipeline is None else health.pipeline.busy_seconds()
+    seconds = 0.0 if health.worker is None else health.worker.busy_seconds()
     return None if seconds < limit else Finding(
         'worker stuck', ERROR, f'worker stuck for {seconds:.0f} s',
         f'worker stuck for {seconds:.0f} s: one batch takes longer than worker_timeout '

@@ -22,11 +22,11 @@ from ..messages.node_config import NodeConfig
 from .camera import Camera
 from .findings import CAMERA_FINDINGS, NODE_FINDINGS, WARN, Finding
 from .process import memory_mb
-from .worker import Pipeline
+from .worker import Worker
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ..core.estimator import DepthEstimator
-    from ..core.text_features import Scene
+    from ..core.scenes import Scene
 
 OK: bytes = DiagnosticStatus.OK
 RATE_SAMPLES = 6  # of the counters, one a second, that a rate covers
@@ -39,7 +39,7 @@ Values = dict[str, tuple[Any, str]]
 
 def frame_values(health: CameraHealth) -> Values:
     """Return the values about a camera's images."""
-    camera, counts, pipeline = health.camera, health.counts, health.pipeline
+    camera, counts, worker = health.camera, health.counts, health.worker
     return {
         'rate in [Hz]': (health.rate('received'), 'received images a second, over the last 5 s'),
         'rate out [Hz]': (health.rate('published'), 'published depth images a second, likewise'),
@@ -47,11 +47,11 @@ def frame_values(health: CameraHealth) -> Values:
             'from the stamp of an image to the publication of its depth, median of the last '
             "512; a sentence where the stamps are not of the node's clock")),
         'age at publish p99 [ms]': (health.age(99), 'likewise, the 99th percentile'),
-        'network p50 [ms]': (pipeline.network_ms.percentile(50), (
+        'network p50 [ms]': (worker.network_ms.percentile(50), (
             'from the RGB of a batch to its depth, all of it: resizing, network, words, '
             'anchor; median of the last 512')),
-        'network p99 [ms]': (pipeline.network_ms.percentile(99), 'likewise, the 99th percentile'),
-        'node overhead p50 [ms]': (pipeline.overhead_ms.percentile(50), (
+        'network p99 [ms]': (worker.network_ms.percentile(99), 'likewise, the 99th percentile'),
+        'node overhead p50 [ms]': (worker.overhead_ms.percentile(50), (
             'time of a batch outside the network, divided by its images: decoding and '
             'publication; median of the last 512')),
         'received': (counts['received'], (
@@ -164,7 +164,7 @@ class NodeHealth:
         self._time, self.last_clock_change = 0, time.monotonic()
 
     def update(
-        self, pipeline: Pipeline | None, configs: tuple[Settings, NodeConfig],
+        self, worker: Worker | None, configs: tuple[Settings, NodeConfig],
         crash: BaseException | None, state: str, conflict: str = '',
     ) -> tuple[DiagnosticStatus, list[Finding]]:
         """Make the node's status, and its findings, which also concern every camera.
@@ -172,9 +172,9 @@ class NodeHealth:
         `state` is the name of the lifecycle state, or 'loading'; `conflict` says why the newest
         parameters are not in force yet.
         """
-        self.pipeline, self.config, self.crash = pipeline, configs[1], crash
+        self.worker, self.config, self.crash = worker, configs[1], crash
         self.conflict = conflict
-        self.estimator = None if pipeline is None else pipeline.estimator
+        self.estimator = None if worker is None else worker.estimator
         clock = self._node.get_clock()
         now = clock.now().nanoseconds
         if now != self._time or state != 'active' or not getattr(
@@ -190,8 +190,8 @@ class NodeHealth:
 class CameraHealth:
     """The status of one camera since the activation; call `update` once a second."""
 
-    def __init__(self, node: Node, camera: Camera, pipeline: Pipeline) -> None:
-        self.node, self.camera, self.pipeline = node, camera, pipeline
+    def __init__(self, node: Node, camera: Camera, worker: Worker) -> None:
+        self.node, self.camera, self.worker = node, camera, worker
         self.counts = camera.counts()
         self._samples = deque([(time.monotonic(), self.counts)], RATE_SAMPLES)
 
@@ -208,8 +208,7 @@ class CameraHealth:
         findings = [finding for find in CAMERA_FINDINGS if active and (finding := find(self))]
         for finding in findings:
             finding.log(camera.log)
-        new = [cause.partition(': ')[2] for cause in sorted(self.counts - previous)
-               if ': ' in cause]
+        new = [cause for cause in sorted(self.counts - previous) if ': ' in cause]
         notes = [*new, *['idle: nobody subscribes to an output'] * (
             self.counts['idle'] > previous['idle'])]
         if not (node_findings or findings or notes):

@@ -35,7 +35,7 @@ from ..messages.node_config import (
     foreign_notice,
     with_demo_settings,
 )
-from .worker import Pipeline
+from .worker import Worker
 
 READ_ONLY = ('autostart',)  # read once, when the process starts
 MAX_REASON = 500  # characters; a client that sets a megabyte need not get it back
@@ -78,32 +78,32 @@ class Parameters:
     does rclpy's public API list every value of files and command line, misspelt ones included.
 
     Attributes:
-        depth: the core's newest settings that fit together. The pipeline of a loaded model
+        depth_config: the core's newest settings that fit together. The worker of a loaded model
             follows them: its own settings are in force.
-        node: the node's settings.
-        conflict: why the parameters differ from `depth`; '' if they do not.
+        node_config: the node's settings.
+        conflict: why the newest parameters are not in force; '' if they are.
 
     """
 
-    def __init__(self, node: Node, pipeline: Callable[[], Pipeline | None]) -> None:
-        """Declare all settings; `pipeline` returns the pipeline, or None while unconfigured.
+    def __init__(self, node: Node, worker: Callable[[], Worker | None]) -> None:
+        """Declare all settings; `worker` returns the worker, or None while unconfigured.
 
         Raises:
             ConfigError: a parameter is misspelt, or a value is wrong.
 
         """
-        self._node, self._pipeline, self._lock = node, pipeline, threading.Lock()
+        self._node, self._worker, self._lock = node, worker, threading.Lock()
         parameters: dict[str, Any] = node.get_parameters_by_prefix('')
         overrides = {name: _to_builtin(parameter.value) for name, parameter in parameters.items()
                      if not ROS_PARAMETERS.match(name)}
         if foreign := foreign_names(overrides):
             node.get_logger().warning(foreign_notice(foreign))
-        depth, self.node = build_configs(overrides)
-        self.depth, notice = with_demo_settings(depth, self.node.weights, overrides)
+        depth, self.node_config = build_configs(overrides)
+        self.depth_config, notice = with_demo_settings(depth, self.node_config.weights, overrides)
         if notice:
             node.get_logger().info(notice)
         self.conflict = ''
-        self._values = {**self.depth.to_dict(), **self.node.to_dict()}
+        self._values = {**self.depth_config.to_dict(), **self.node_config.to_dict()}
         for name, value in self._values.items():
             # rclpy declared it with the type of the user's value and without a description.
             if node.has_parameter(name):
@@ -133,12 +133,12 @@ class Parameters:
 
     def _check(self, changes: Mapping[str, Any]) -> None:
         """Raise an error for changes that are wrong by themselves."""
-        pipeline = self._pipeline()
+        worker = self._worker()
         try:
             depth, _ = build_configs({**self._values, **changes})
         except MismatchError:
             depth = None
-        if pipeline is None:
+        if worker is None:
             return
         reload_names = [name for name, value in changes.items()
                         if SETTINGS[name].metadata['reload'] and value != self._values[name]]
@@ -148,9 +148,9 @@ class Parameters:
                 f'{", ".join(reload_names)}: cannot change while the model is loaded. First: ros2 '
                 f'lifecycle set {name} deactivate (if active) and cleanup; set it; then configure '
                 'and activate.')
-        if depth is not None and pipeline.estimator is not None and not _has_new_words(
-                depth, pipeline.config):
-            pipeline.estimator.prepare(depth)  # quick: it reads and checks a calibration
+        if depth is not None and worker.estimator is not None and not _has_new_words(
+                depth, worker.config):
+            worker.estimator.prepare(depth)  # quick: it reads and checks a calibration
 
     def _apply(self, parameters: Sequence[Parameter]) -> None:
         """Apply accepted changes, or let them wait for others that they need."""
@@ -158,23 +158,24 @@ class Parameters:
         if not changes:
             return
         values = {**self._values, **changes}
-        self.node = NodeConfig.from_dict({name: values[name] for name in NodeConfig.names()})
+        self.node_config = NodeConfig.from_dict(
+            {name: values[name] for name in NodeConfig.names()})
         with self._lock:
             self._values = values
             try:
-                self.depth = build_configs(values)[0]
+                self.depth_config = build_configs(values)[0]
             except MismatchError as error:
                 self._set_conflict(str(error))
                 return
             self.conflict = ''
-            pipeline = self._pipeline()
-            if pipeline is None:
+            worker = self._worker()
+            if worker is None:
                 return
-            if pipeline.estimator is None or not _has_new_words(self.depth, pipeline.config):
-                pipeline.config = self.depth  # between two batches
+            if worker.estimator is None or not _has_new_words(self.depth_config, worker.config):
+                worker.config = self.depth_config  # between two batches
                 return
         # A daemon: the end of the process must not wait for seconds of reading weights.
-        threading.Thread(target=self._encode_words, args=(pipeline, self.depth), name='words',
+        threading.Thread(target=self._encode_words, args=(worker, self.depth_config), name='words',
                          daemon=True).start()
 
     def _set_conflict(self, reason: str) -> None:
@@ -183,23 +184,23 @@ class Parameters:
             self.conflict = reason
             self._node.get_logger().warning(f'The settings before stay in force: {reason}')
 
-    def _encode_words(self, pipeline: Pipeline, depth: DepthConfig) -> None:
+    def _encode_words(self, worker: Worker, depth: DepthConfig) -> None:
         """Encode the words of settings, and apply the settings if they are the newest."""
         problem = ''
         try:
-            if pipeline.estimator is not None:
-                pipeline.estimator.prepare(depth)
+            if worker.estimator is not None:
+                worker.estimator.prepare(depth)
         except DepthClipError as error:
             problem = str(error)
         except Exception:  # noqa: BLE001 (the thread would end without a message)
             problem = traceback.format_exc()
         with self._lock:
-            if self.depth is not depth or self.conflict:
+            if self.depth_config is not depth or self.conflict:
                 return
             if problem:
                 self._set_conflict(problem)
             else:
-                pipeline.config = depth  # between two batches
+                worker.config = depth  # between two batches
 
 
 def _has_new_words(depth: DepthConfig, previous: DepthConfig) -> bool:

@@ -29,10 +29,10 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
 RELIABLE, BEST_EFFORT = QoSReliabilityPolicy.RELIABLE, QoSReliabilityPolicy.BEST_EFFORT
-LATCHED, VOLATILE = QoSDurabilityPolicy.TRANSIENT_LOCAL, QoSDurabilityPolicy.VOLATILE
+TRANSIENT_LOCAL, VOLATILE = QoSDurabilityPolicy.TRANSIENT_LOCAL, QoSDurabilityPolicy.VOLATILE
 # Deep enough for the burst after a bag player's start or a stalled network: the middleware
 # overwrites messages silently, the node counts those that it drops.
-INPUT_DEPTH = 10
+INPUT_QUEUE = 10
 OVERRIDES = 'qos_overrides'
 # Reliability and durability have parameters only where the user sets them: else rclpy would
 # declare its own values, which then never change.
@@ -59,13 +59,13 @@ class AdaptiveSubscription:
 
     def __init__(
         self, node: Node, message_type: str, name: str, callback: Callable[[bytes], None],
-        on_lost: Callable[[int], None] | None = None, *, latched: bool = False,
-        adapts_durability: bool = True, depth: int = INPUT_DEPTH,
+        on_lost: Callable[[int], None] | None = None, *, transient_local: bool = False,
+        adapts_durability: bool = True, depth: int = INPUT_QUEUE,
     ) -> None:
         """Subscribe to a topic by its name before remapping, which rclpy applies once.
 
         `on_lost` receives the number of messages that the middleware lost since the last call.
-        `latched` also requests the last messages of transient-local publishers; with
+        `transient_local` also requests the last messages of transient-local publishers; with
         `adapts_durability` only while all publishers are transient local.
 
         Raises:
@@ -74,7 +74,8 @@ class AdaptiveSubscription:
         """
         self._node, self._name, self._callback, self._type = node, name, callback, message_type
         self.topic: str = node.resolve_topic_name(name)
-        self._on_lost, self._adapts_durability, self._latched = on_lost, adapts_durability, latched
+        self._on_lost, self._adapts_durability = on_lost, adapts_durability
+        self._transient_local = transient_local
         self._override_options = override_options(node, name, 'subscription')
         self._is_overridden = {policy: kind in self._override_options.policy_kinds
                                for policy, kind in POLICIES.items()}
@@ -97,19 +98,19 @@ class AdaptiveSubscription:
         """
         offers = [info.qos_profile
                   for info in self._node.get_publishers_info_by_topic(self._name)]
-        all_latched = all(qos.durability == LATCHED for qos in offers) and (
+        all_transient_local = all(qos.durability == TRANSIENT_LOCAL for qos in offers) and (
             bool(offers) or not HAS_MATCHED)
         return {
             'reliability': BEST_EFFORT if any(
                 qos.reliability == BEST_EFFORT for qos in offers) else RELIABLE,
-            'durability': LATCHED if self._latched and (all_latched or not self._adapts_durability)
-            else VOLATILE}
+            'durability': TRANSIENT_LOCAL if self._transient_local and (
+                all_transient_local or not self._adapts_durability) else VOLATILE}
 
     def _on_matched(self, event: Any) -> None:
         """Request the earlier messages of a transient-local publisher that appears."""
         if event.current_count_change > 0 and self._qos['durability'] == VOLATILE \
-                and self._offered_policies()['durability'] == LATCHED:
-            self._change_policy('durability', LATCHED)
+                and self._offered_policies()['durability'] == TRANSIENT_LOCAL:
+            self._change_policy('durability', TRANSIENT_LOCAL)
 
     def _on_incompatible(self, event: Any) -> None:
         """Lower the requested policy to the one that a publisher offers."""
@@ -145,7 +146,7 @@ class AdaptiveSubscription:
 
     def _subscribe(self) -> Subscription:
         events: dict[str, Any] = {'incompatible_qos': self._on_incompatible}
-        if HAS_MATCHED and self._latched and self._adapts_durability:
+        if HAS_MATCHED and self._transient_local and self._adapts_durability:
             events['matched'] = self._on_matched
         if self._on_lost is not None:
             on_lost = self._on_lost

@@ -1,5 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker: one thread that loads the model and processes the newest images of all cameras."""
+"""The worker: one thread that loads the model and processes the newest images of all cameras.
+
+| step of an image | function | if it fails |
+|---|---|---|
+| waits in its camera's slot | `Worker.put` | dropped: a newer image came, or the node stopped |
+| decoded, if an output has a subscriber | `_decode` | rejected; idle without subscribers |
+| predicted, with its batch | `_predict_with_retry` | once more alone, then rejected |
+| depth/image published, always | `_publish`, `DEPTH` | rejected; dropped if not active |
+| camera_info, points, if subscribed | `_publish`, `CLOUD` | "no cloud", beside published |
+| other outputs, if subscribed | `_publish`, `PICTURES` | "no pictures", beside published |
+"""
 
 from __future__ import annotations
 
@@ -9,16 +19,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rclpy.node import Node
 
 from ..core.config import DepthConfig
 from ..core.errors import DataError, is_short_of_memory, quoted
 from ..messages import message_types as messages
-from ..messages.camera_context import DepthResult, Frame, predict
+from ..messages.camera_context import DecodedImage, DepthResult, predict
 from ..messages.outputs import OUTPUTS
 from .camera import (
     DROPPED,
@@ -39,29 +49,36 @@ Result = TypeVar('Result')
 
 MAX_LINE = 1000  # characters of a traceback's line; a message may quote its input
 
-# Groups of topics in the order of publication, each by what is counted if the group fails, and
-# the sentence that is then logged.
-CLOUD = ('depth/camera_info', 'points')
-OUTPUT_GROUPS = {
-    REJECTED: (('depth/image',), 'Image rejected'),
-    NO_CLOUD: (CLOUD, 'No points and no depth/camera_info'),
-    NO_PICTURES: (tuple(topic for topic in OUTPUTS if topic not in ('depth/image', *CLOUD)),
-                  'No depth/image_color, depth/spread, depth/stddev or depth/words')}
+
+class OutputGroup(NamedTuple):
+    """Topics that are published, or fail, together."""
+
+    topics: tuple[str, ...]
+    failure: str  # counted if the group fails
+    summary: str  # begins the sentence that is then logged
+
+
+DEPTH = OutputGroup(('depth/image',), REJECTED, 'Image rejected')
+CLOUD = OutputGroup(
+    ('depth/camera_info', 'points'), NO_CLOUD, 'No points and no depth/camera_info')
+PICTURES = OutputGroup(
+    tuple(topic for topic in OUTPUTS if topic not in (*DEPTH.topics, *CLOUD.topics)),
+    NO_PICTURES, 'No depth/image_color, depth/spread, depth/stddev or depth/words')
 
 
 class DeviceLostError(RuntimeError):
     """The device has failed: nothing but a new process can use it again."""
 
 
-class Pipeline:
+class Worker:
     """Processes images on one thread, from received messages to published ones.
 
     It never waits for a batch to be complete: when the thread is free, it takes the newest waiting
-    image of each camera. So a camera that is faster than the thread is in every batch, and none
-    can overtake another.
+    image of each camera. So no camera has two images in a batch, and none waits for another's
+    rate.
 
-    The unit of failure is the image: an error of its decoding, prediction or publication counts
-    as a rejection of that image, and is logged with its cause.
+    The unit of failure is the image: an error before its depth is published rejects it, a later
+    one costs a group of outputs. Both are counted and logged by their cause.
 
     Attributes:
         estimator: the loaded model; None while there is none.
@@ -73,7 +90,7 @@ class Pipeline:
 
     def __init__(
         self, node: Node, config: DepthConfig,
-        on_crash: Callable[[Pipeline, BaseException], None],
+        on_crash: Callable[[Worker, BaseException], None],
     ) -> None:
         """Start the thread, which calls `on_crash` with an error that ends all processing."""
         self._log, self._on_crash = ThrottledLog(node), on_crash
@@ -140,36 +157,37 @@ class Pipeline:
 
         """
         start = time.perf_counter()
-        frames: dict[Camera, Frame] = {}
+        images: dict[Camera, DecodedImage] = {}
         for camera, raw in batch.items():
-            frame = self._attempt(camera, 'decoding', REJECTED, self._decode, camera, raw)
-            if frame is not None:
-                frames[camera] = frame
+            image = self._attempt(camera, 'decoding', DEPTH, self._decode, camera, raw)
+            if image is not None:
+                images[camera] = image
         predicting = time.perf_counter()
-        answers = self._predict_with_retry(frames)
+        results = self._predict_with_retry(images)
         network = time.perf_counter() - predicting
         # All depth first: no camera's depth waits for the slower outputs of another.
-        for group, (topics, _) in OUTPUT_GROUPS.items():
-            for camera, answer in list(answers.items()):
+        for group in (DEPTH, CLOUD, PICTURES):
+            for camera, result in list(results.items()):
                 is_published = self._attempt(
-                    camera, 'publication', group, self._publish, camera, answer, group, topics)
-                if group == REJECTED and not is_published:
-                    del answers[camera]
-        if answers:
+                    camera, 'publication', group, self._publish, camera, result, group)
+                if group is DEPTH and not is_published:
+                    del results[camera]
+        if results:
             self.network_ms.add(1e3 * network)
-            self.overhead_ms.add(1e3 * (time.perf_counter() - start - network) / len(answers))
+            self.overhead_ms.add(1e3 * (time.perf_counter() - start - network) / len(results))
 
     def _attempt(
-        self, camera: Camera, stage: str, group: str, work: Callable[..., Result], *arguments: Any,
+        self, camera: Camera, stage: str, group: OutputGroup, work: Callable[..., Result],
+        *arguments: Any,
     ) -> Result | None:
         """Do some work; an error of it costs this camera's image, or a part of its outputs."""
         try:
             return work(*arguments)
         except Exception as error:  # the unit of failure is the image
             cause = messages.cause_of(error, stage)
-            camera.count(group, cause)
+            camera.count(group.failure, cause)
             if cause != 'absent':  # a finding reports that, after input_timeout
-                self._log_failure(camera, f'{OUTPUT_GROUPS[group][1]} ({cause})', error)
+                self._log_failure(camera, f'{group.summary} ({cause})', error)
             if is_device_error(error):
                 raise DeviceLostError(
                     f'The device has failed ({describe(error)}), and nothing but a new process '
@@ -177,23 +195,26 @@ class Pipeline:
                     'that.') from error
             return None
 
-    def _decode(self, camera: Camera, raw: bytes) -> Frame | None:
+    def _decode(self, camera: Camera, raw: bytes) -> DecodedImage | None:
         """Decode an image if any output of its camera has a subscriber."""
         if any(map(camera.has_subscribers, OUTPUTS)):
             return camera.context.decode(raw, self.config)
         camera.count(IDLE)
         return None
 
-    def _predict_with_retry(self, frames: Mapping[Camera, Frame]) -> dict[Camera, DepthResult]:
-        """Predict a batch; if that fails, free memory and predict its frames one by one.
+    def _predict_with_retry(
+        self, images: Mapping[Camera, DecodedImage],
+    ) -> dict[Camera, DepthResult]:
+        """Predict a batch; if that fails, free memory and predict its images one by one.
 
-        The batch may have been too large for the memory.
+        The batch may have been too large for the memory. An image that cannot be used (DataError)
+        is no matter of memory, and its second failure is logged.
         """
-        if not frames:
+        if not images:
             return {}
         failed = False
         try:
-            return self._predict_batch(frames)
+            return self._predict_batch(images)
         except DataError:
             pass
         except Exception as error:  # noqa: BLE001 (logged here and by the second attempt)
@@ -203,23 +224,23 @@ class Pipeline:
                 'tried once more, one by one.'))
         if failed:  # outside of the handler, where the error no longer holds memory
             free_memory()
-        answers: dict[Camera, DepthResult] = {}
-        for camera, frame in frames.items():
-            answers |= self._attempt(
-                camera, 'prediction', REJECTED, self._predict_batch, {camera: frame}) or {}
-        return answers
+        results: dict[Camera, DepthResult] = {}
+        for camera, image in images.items():
+            results |= self._attempt(
+                camera, 'prediction', DEPTH, self._predict_batch, {camera: image}) or {}
+        return results
 
-    def _predict_batch(self, frames: Mapping[Camera, Frame]) -> dict[Camera, DepthResult]:
+    def _predict_batch(self, images: Mapping[Camera, DecodedImage]) -> dict[Camera, DepthResult]:
         estimator, config = self.estimator, self.config
         if estimator is None:
             raise RuntimeError('no model is loaded')
         previous = estimator.config
         if config != previous:
             estimator.reconfigure(config)
-        answers = predict(estimator, list(frames.values()))
+        results = predict(estimator, list(images.values()))
         if config != previous:
-            camera, frame = next(iter(frames.items()))
-            stamp, old = frame.header.stamp, previous.to_dict()
+            camera, image = next(iter(images.items()))
+            stamp, old = image.header.stamp, previous.to_dict()
             new = config.to_dict().items()
             changes = '; '.join(f'{name}: {quoted(value)}' for name, value in new
                                 if value != old[name])
@@ -227,27 +248,30 @@ class Pipeline:
                                 f'{stamp.sec}.{stamp.nanosec:09}: {changes}.')
             if estimator.label and config.calibration != previous.calibration:
                 self._log.announce(f'Depth is {estimator.label}.')
-        return dict(zip(frames, answers, strict=True))
+        return dict(zip(images, results, strict=True))
 
     @staticmethod
-    def _publish(camera: Camera, answer: DepthResult, group: str, topics: Iterable[str]) -> bool:
-        """Publish the topics of one part that have subscribers; False if the node is inactive."""
-        if group == REJECTED and not camera.is_active():  # rclpy would publish nothing
+    def _publish(camera: Camera, result: DepthResult, group: OutputGroup) -> bool:
+        """Publish depth, or the topics of another group that have subscribers.
+
+        Return False if the node is inactive.
+        """
+        if group is DEPTH and not camera.is_active():  # rclpy would publish nothing
             camera.count(DROPPED)
             return False
-        frame = answer.frame
-        if group == NO_CLOUD and frame.camera_model is None and frame.camera_problem is not None:
-            raise frame.camera_problem
-        if group == NO_PICTURES:
-            camera.update_statistics(answer)
-        for topic in topics:
-            if group != REJECTED and not camera.has_subscribers(topic):
+        problem = result.image.camera_problem
+        if group is CLOUD and result.image.camera_model is None and problem is not None:
+            raise problem
+        if group is PICTURES:
+            camera.update_statistics(result)
+        for topic in group.topics:
+            if group is not DEPTH and not camera.has_subscribers(topic):
                 continue
-            message = OUTPUTS[topic][1](messages.create_message, answer)
+            message = OUTPUTS[topic][1](messages.create_message, result)
             if message is not None:
                 camera.publish(topic, message)
-        if group == REJECTED:
-            camera.record_publication(answer)
+        if group is DEPTH:
+            camera.record_publication(result)
             camera.count(PUBLISHED)
         return True
 
