@@ -87,7 +87,7 @@ def anchor_values(name: str, anchor: Anchor) -> Values:
     return {
         'anchor': (name, 'the parameter anchor'),
         'anchored': (state.anchored, 'True while the scale rests on the sensor'),
-        'anchor scale': (f'{state.scale:.4f}', 'factor that brings language depth to metres'),
+        'anchor scale': (f'{state.scale:.4f}', 'factor by which the points multiply depth'),
         'anchor share [%]': (100 * state.agreeing_fraction, (
             'fraction of the points that agree with the scale; empty before the first')),
         'anchor points': (state.points, 'points of the last message that lie in the image'),
