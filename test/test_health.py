@@ -111,8 +111,8 @@ def test_a_scale_that_nobody_expects_is_a_warning_with_its_numbers(scale, level,
     watched = watch(anchor='points')
     anchor = Anchor(AnchorSensor(watched.camera.config, '/points', messages.deserialize),
                     watched.camera.config)
-    anchor.filter.state = State(scale=scale, agreeing_fraction=0.6, points=960, patches=30, condition='',
-                                anchored=True)
+    anchor.filter.state = State(
+        scale=scale, agreeing_fraction=0.6, points=960, patches=30, condition='', anchored=True)
     watched.camera.context.anchor = anchor
     status = watched.pass_seconds(1)
     assert status.level == level
