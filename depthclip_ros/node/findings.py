@@ -66,8 +66,8 @@ def _too_old(health: CameraHealth) -> Finding | None:
         'age', ERROR if abs(age) >= 2 * limit else WARN, f'depth is {age:.1f} s old',
         f'depth is {age:.1f} s old when it is published (max_age: {limit:g}). Compare '
         '"age at publish" and "network" in /diagnostics: if the neural network takes that long, '
-        'make its input smaller; if not, the stamps or the connection are late. Below 0 the clocks '
-        'differ: synchronise them (chrony, PTP), or set use_sim_time.')
+        'make its input smaller; if not, the stamps or the connection are late. Below 0 the '
+        'clocks differ: synchronise them (chrony, PTP), or set use_sim_time.')
 
 
 def _too_many_nan(health: CameraHealth) -> Finding | None:
