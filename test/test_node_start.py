@@ -146,6 +146,22 @@ def test_the_files_of_the_arguments_are_checked(tmp_path):
             check_files(arguments)
 
 
+@pytest.mark.parametrize('module', ['node.depth_node', 'sources.sim_camera'])
+def test_a_file_for_another_node_is_named(module, tmp_path, domain, cache):
+    """rcl ignores it without a word, and the settings of the defaults would be in force."""
+    path = tmp_path / 'robot.yaml'
+    path.write_text('eye:\n  ros__parameters: {temperature: 1.0}\n')
+    arguments = ['--ros-args', '-r', '__ns:=/front', '--params-file', str(path)]
+    if module == 'node.depth_node':
+        arguments += ['-p', 'autostart:=false']
+    process = NodeProcess(arguments, domain=domain, cache=cache, module=f'depthclip_ros.{module}')
+    try:
+        line = process.wait_for(rf'robot\.yaml.*/front/{module.partition(".")[2]}')
+    finally:
+        process.stop()
+    assert all(word in line for word in ('WARN', 'eye', '/**:'))
+
+
 def by_rcl(path, namespace=''):
     """What rcl reads for a depth_node; '' where it refuses the file."""
     try:

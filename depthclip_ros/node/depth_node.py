@@ -42,7 +42,14 @@ from ..messages.outputs import OUTPUTS
 from .camera import Camera, ThrottledLog, account_summary
 from .health import CameraHealth, NodeHealth
 from .parameters import Parameters, help_text
-from .process import StopSignals, check_files, end_process, keep_freed_memory, rclpy_error_text
+from .process import (
+    StopSignals,
+    check_files,
+    end_process,
+    keep_freed_memory,
+    rclpy_error_text,
+    warn_of_files,
+)
 from .subscriptions import OVERRIDES, AdaptiveSubscription, check_overrides
 from .worker import Worker, free_memory
 
@@ -412,6 +419,7 @@ def main(args: Sequence[str] | None = None) -> int:
         # Not rclpy's signal handlers, which would close the context under the last messages.
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         node = DepthNode(ending)
+        warn_of_files(node, arguments)
         started = not node.autostart or (
             node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS)
         if started:

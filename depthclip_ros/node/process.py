@@ -12,13 +12,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..core.errors import ConfigError
-from ..core.parameter_file import sections
+from ..core.parameter_file import read_parameters, sections
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
 
 JOIN_TIMEOUT = 1.0  # seconds that all threads have to end with the process
 REPEAT_DELAY = 1.0  # seconds after which a second signal counts as a new one
@@ -99,12 +102,31 @@ def end_process(status: int) -> NoReturn:
 
 
 def check_files(arguments: Sequence[str]) -> None:
-    """Refuse (ConfigError) parameter files as the commands do, but pipes, which are read once."""
+    """Refuse (ConfigError) parameter files as the commands do."""
+    for path in _parameter_files(arguments):
+        sections(path)
+
+
+def warn_of_files(node: Node, arguments: Sequence[str]) -> None:
+    """Log which parameter files hold nothing for a node: rcl ignores them without a word."""
+    for path in _parameter_files(arguments):
+        _warn_of_file(node, path)
+
+
+def _warn_of_file(node: Node, path: str) -> None:
+    try:
+        read_parameters(path, node.get_fully_qualified_name())
+    except ConfigError as error:
+        node.get_logger().warning(f'{error} Until then none of its settings is in force.')
+
+
+def _parameter_files(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the parameter files of a command line, but pipes, which can be read once."""
     in_ros_arguments = False
     for argument, following in pairwise(arguments):
         in_ros_arguments = argument == '--ros-args' or (in_ros_arguments and argument != '--')
         if in_ros_arguments and argument == '--params-file' and not Path(following).is_fifo():
-            sections(following)
+            yield following
 
 
 def rclpy_error_text(error: Exception) -> str:

@@ -38,7 +38,7 @@ from ..messages.image_io import image_fields
 from ..messages.message_types import TF, message_class
 from ..messages.node_config import ROS_PARAMETERS, check_camera_names
 from ..node.parameters import parameter_descriptor
-from ..node.process import end_process
+from ..node.process import end_process, warn_of_files
 from ..sim.datasets import OPTICAL_FRAME, WORLD_FRAME, quaternion
 from ..sim.views import NANOSECONDS, Schedule, SimConfig, SimulatedView
 from .camera_info import Intrinsics
@@ -198,8 +198,11 @@ def transform(header: Header, parent: str, pose: NDArray[np.float64]) -> Transfo
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the executable `sim_camera` until SIGINT or SIGTERM; returns its exit status."""
+    arguments = sys.argv[1:] if args is None else args
+
     def spin(stop: Event) -> int:
         node = SimCameraNode()
+        warn_of_files(node, arguments)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         while not stop.is_set():
@@ -208,7 +211,7 @@ def main(args: Sequence[str] | None = None) -> int:
         node.destroy_node()
         return 0
 
-    return run('sim_camera', spin, sys.argv[1:] if args is None else args)
+    return run('sim_camera', spin, arguments)
 
 
 if __name__ == '__main__':
