@@ -158,6 +158,7 @@ def test_reports_do_not_mind_parameters_that_are_being_set(node, monkeypatch):
 def test_a_worker_that_was_left_behind_does_not_end_its_successor(node, monkeypatch):
     """It fails when the node has given it up, and another one does the work."""
     monkeypatch.setattr(depth_node, 'STOP_TIMEOUT', 0.0)
+    node.set_parameters([Parameter('worker_timeout', value=1.0)])
     begun, go_on = threading.Event(), threading.Event()
 
     def process_batch(_batch):
