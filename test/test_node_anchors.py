@@ -233,7 +233,8 @@ def test_what_is_tried_again_counts_its_points_once(kind, estimator, monkeypatch
             predict(estimator, [frame])
         anchor = context.anchor
         state = anchor.filter.state
-        return state.scale, state.variance, state.inflation, state.local_rms, anchor.conditions
+        return (state.scale, state.variance, state.inflation,
+                [factor.tolist() for factor in state.local or ()], anchor.conditions)
     try:
         expected = drive(0)
         assert expected[2] != 1.0

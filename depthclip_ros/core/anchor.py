@@ -149,12 +149,6 @@ class State:
                 f'points in {self.patches} patches agree')
 
     @property
-    def local_rms(self) -> float:
-        """Root mean square of the log of `patch_scale`; 0 without one."""
-        return 0.0 if self.local is None else math.sqrt(
-            np.mean(np.log(self.local[0]) ** 2))
-
-    @property
     def is_unusual(self) -> bool:
         """Whether the scale rests on points, but is beyond `UNUSUAL_SCALE`."""
         return self.anchored and abs(math.log(self.scale)) > math.log(UNUSUAL_SCALE)
