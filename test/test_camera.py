@@ -434,6 +434,12 @@ def test_size_mismatch_names_both_sizes():
     assert caught.value.condition == 'size mismatch'
 
 
+def test_binning_that_a_calibration_of_binned_images_repeats_is_named():
+    camera = CameraModel.from_info(camera_info(binning_x=2, binning_y=2))
+    with pytest.raises(CameraInfoError, match=r'320x240.*640x480.*binning of 2'):
+        camera.check_size(640, 480)
+
+
 def test_message_is_neither_changed_nor_kept():
     info = camera_info(binning_x=2, binning_y=2)
     before = copy.deepcopy(info)

@@ -165,14 +165,18 @@ class CameraModel:
             CameraInfoError: They do not ('size mismatch').
 
         """
-        if (width, height) != (self.width, self.height):
-            raise CameraInfoError('size mismatch', (
-                f'camera_info is for images of {self.width}x{self.height} pixels (binning and '
-                f'roi applied), but the image has {width}x{height}. '
-                + ('Its width and height are exchanged: correct them in the camera driver.'
-                   if (height, width) == (self.width, self.height) else
-                   "Remap camera_info to the image topic's own, or resize both together "
-                   '(image_proc does).')))
+        if (width, height) == (self.width, self.height):
+            return
+        times = width // self.width
+        remedy = ("remap camera_info to the image topic's own, or resize both together "
+                  '(image_proc does).')
+        if (height, width) == (self.width, self.height):
+            remedy = 'its width and height are exchanged: correct them in the camera driver.'
+        elif times > 1 and (width, height) == (times * self.width, times * self.height):
+            remedy = f'if calibrated with a binning of {times}, set binning to 0; else {remedy}'
+        raise CameraInfoError('size mismatch', (
+            f'camera_info is for images of {self.width}x{self.height} pixels (binning and roi '
+            f'applied), but the image has {width}x{height}: {remedy}'))
 
     def scaled(self, width: int, height: int) -> CameraModel:
         """Make the camera of the same view, resized to `width` x `height` pixels.
