@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .results import Summary
 
 PROGRAM = 'offline_eval'
-ALIGNMENTS = ('none', 'median', 'lstsq', 'disparity')  # see predictions.ALIGNMENTS
+ALIGNMENTS = ('none', 'median', 'lstsq', 'disparity')  # see prediction_files.ALIGNMENTS
 #: Parameters of the node that the evaluation reads from a parameter file.
 RUNTIME = ('weights', 'device', 'cache_dir', 'offline', 'num_threads')
 

@@ -42,9 +42,9 @@ from .predictors import (
     baselines,
     calibrated,
     encode,
+    mark_failed_controls,
     method_and_variants,
     training_mean,
-    without_failed_controls,
 )
 from .published import METHOD, PAPER_ROWS
 from .records import HEADER, RECORDS, Run, load_records, load_run, save_record, save_run
@@ -98,7 +98,7 @@ def evaluate(options: Options) -> tuple[Path, Results]:
     predictors = _predictors(options, dataset, training, protocol, estimator, reference,
                              other_programs)
     text = encode(predictors, estimator)
-    predictors = without_failed_controls(predictors, text)
+    predictors = mark_failed_controls(predictors, text)
     scorer = Scorer(dataset, protocol, estimator, predictors, text)
     folder = _open_folder(options, resumed, scorer)
     try:

@@ -70,7 +70,7 @@ class EvaluatedImage:
     def read_out(
         self, tokens: Sequence[str], bins: Sequence[float],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute weights, depth and spread of every pass, see `projection.read_out`."""
+        """Compute weights, depth and spread of every pass, see `readout.read_out`."""
         return read_out(self.logits[tuple(tokens)],
                         torch.tensor(bins, device=self.estimator.device))
 

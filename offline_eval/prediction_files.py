@@ -34,11 +34,11 @@ ALIGNMENTS: Mapping[str, str] = {
               "is an oracle's",
     'lstsq': "scaled (not below 0) and shifted by least squares to each image's true depth: no "
              'metric depth, an oracle',
-    'disparity': "1 / depth is scaled (not below 0) and shifted by least squares to each image's "
-                 'true one: no metric depth, an oracle',
+    'disparity': 'taken for disparity, scaled (not below 0) and shifted by least squares to the '
+                 "image's true 1 / depth: no metric depth, an oracle",
 }
 # With these alignments a stored 0 is a value; otherwise it marks missing depth.
-_SCALE_FREE = frozenset({'lstsq', 'disparity'})
+_AFFINE = frozenset({'lstsq', 'disparity'})
 # In the right order, a prediction correlates more with its own image's truth than with nearly all
 # other images'; by chance, than with half of them. Of eight images, chance seldom exceeds this.
 _MIN_OWN_FRACTION = 0.7
@@ -123,7 +123,7 @@ def open_predictions(
         full_truth = dataset.read_truth(position)
         truth = protocol.truth(full_truth)
         prediction = _crop_prediction(depth(position), full_truth.shape, protocol, files[position])
-        has_depth = np.isfinite(prediction) & ((prediction > 0) | (align in _SCALE_FREE))
+        has_depth = np.isfinite(prediction) & ((prediction > 0) | (align in _AFFINE))
         maps.append((np.where(has_depth, prediction, np.float32(np.nan)), truth))
         if (pair := _valid_pairs(*maps[-1]))[0].size:
             pairs.append(pair)
@@ -229,7 +229,7 @@ def read_numbers(path: Path, scale: float, dimensions: int = 2) -> NDArray[Any]:
 def to_metres(numbers: NDArray[Any], scale: float, align: str) -> Metres:
     """Convert stored numbers to (h, w) metres, NaN where depth is missing."""
     depth = numbers.astype(np.float32) / np.float32(scale)
-    metres: Metres = depth if align in _SCALE_FREE else np.where(
+    metres: Metres = depth if align in _AFFINE else np.where(
         depth == 0, np.float32(np.nan), depth)
     return metres
 
@@ -244,7 +244,8 @@ def _check_unit(
     err by such a factor as well. The ratio is an error only if depth is accurate otherwise
     (correlation 0.8 or more, proportional to a power of 0.7 to 1.25 of the truth, images' ratios
     within a factor of 1.6), if it matches another scale within a factor of 1.25, and if it exceeds
-    1.5, or 3.5 where the user gave the scale. Any other ratio beyond 1.5 is a warning.
+    1.5, or 3.5 where the user gave the scale. Any other ratio beyond 1.5 is a warning, unless
+    the median is no depth of the data set at all.
 
     Returns:
         Warnings.
@@ -258,7 +259,7 @@ def _check_unit(
     sign = -1 if align == 'disparity' else 1
     correlations = sign * np.array([_correlation(p, y) for p, y in pairs])
     correlation = float(np.median(correlations))
-    if np.mean(correlations < (0.0 if align in _SCALE_FREE else -0.5)) > 0.5:
+    if np.mean(correlations < (0.0 if align in _AFFINE else -0.5)) > 0.5:
         trend, alignment = ('rises', 'lstsq') if sign < 0 else ('falls', 'disparity')
         raise PredictionError(f'{source}: what is stored {trend} with the true depth, which is '
                               f'not what --align {align} takes it for. Give --align {alignment}.')
@@ -356,7 +357,7 @@ def prepare(
     """
     scored_mask = ~np.isnan(truth)
     values = _crop_prediction(depth, size, protocol, path)[scored_mask].astype(np.float64)
-    minimum = -np.inf if align in _SCALE_FREE else MIN_DEPTH
+    minimum = -np.inf if align in _AFFINE else MIN_DEPTH
     invalid = ~(np.isfinite(values) & (values > minimum))
     if invalid.any():
         raise PredictionError(

@@ -2,7 +2,7 @@
 """Predictors of depth: the method, its variants, baselines, controls and calibrations.
 
 Baselines ignore the image; controls are the method with shuffled or random words, or another
-image; calibrated rows are no longer zero-shot. Depth of other programs is in `predictions`.
+image; calibrated rows are no longer zero-shot. Depth of other programs is in `prediction_files`.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ NEUTRAL_WORDS = (
 class Predictor(ABC):
     """A way to get depth for every image, of one of the kinds below.
 
-    Compared fields are plain data that determine the scores; see `identity`.
+    Compared fields are plain data, by which a run that is resumed is recognised; see `identity`.
     """
 
     name: str  # of the row; predictors of one name are averaged
     group: str  # 'method', 'camera', 'bins', 'prompts', 'baseline', 'calibrated' or 'foreign'
-    note: str = field(default='', compare=False)  # for the reader
+    note: str = field(default='', compare=False)  # of an oracle it begins with 'oracle'
     _: KW_ONLY
     # Whether the verdict compares the method with it: not with a control that cannot work, nor
     # with another program's depth that was fitted to the truth.
@@ -386,7 +386,7 @@ def encode(predictors: Sequence[Predictor], estimator: DepthEstimator) -> TextFe
     return features
 
 
-def without_failed_controls(
+def mark_failed_controls(
     predictors: Sequence[Predictor], text: TextFeatures,
 ) -> list[Predictor]:
     """Exclude random words from the verdict if the model cannot distinguish them.

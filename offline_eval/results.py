@@ -48,7 +48,7 @@ class Row(Struct, frozen=True):
     metrics: dict[str, float]  # by name, see METRICS; unknown ones are absent
     images: int = 0  # number of images; 0: unknown
     interval: dict[str, Interval] | None = None  # per metric, if computed
-    note: str = ''  # for the reader, e.g. 'oracle: chosen on this ground truth'
+    note: str = ''  # begins with 'oracle' if the ground truth was used
 
 
 class Data(Struct, frozen=True):

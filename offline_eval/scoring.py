@@ -128,6 +128,10 @@ class Scorer:
                     depths[index] = predictor.patches(image)
                 case PixelDepth():
                     depths[index] = predictor.pixels(image)
+                case OtherImage():
+                    pass  # see `score_partners`
+                case _:
+                    raise TypeError(f'{type(predictor).__name__} is no kind that can be scored')
         for index, metres in depths.items():
             _check_depth(metres, self.predictors[index], position)
         record['patches'] = depths[0].cpu().numpy()

@@ -14,7 +14,7 @@ from drives import SABOTAGE, camera_of_width, drive, sensed
 from depthclip_ros.calibrate.bags import open_recording
 from depthclip_ros.calibrate.checks import Comparison, Thumbnail, check, unit_doubt, views
 from depthclip_ros.calibrate.recordings import Options
-from depthclip_ros.calibrate.registration import gather
+from depthclip_ros.calibrate.registration import downsample
 from depthclip_ros.sources.camera_info import Intrinsics
 
 KITCHEN = Path(__file__).parents[1] / '..' / 'shared' / 'field' / 'real' / 'kitchen'
@@ -28,8 +28,8 @@ def good():
 def compared(frames, good):
     """Depth beside words that say the truth of the good frames, coarse, and a little wrong."""
     rng = np.random.default_rng(0)
-    said = [gather(f.depth, 6, 8) * rng.normal(1, 0.1, (6, 8)) for f in good[:len(frames)]]
-    return Comparison.of(np.array([gather(f.depth, 6, 8) for f in frames]), np.array(said))
+    said = [downsample(f.depth, 6, 8) * rng.normal(1, 0.1, (6, 8)) for f in good[:len(frames)]]
+    return Comparison.of(np.array([downsample(f.depth, 6, 8) for f in frames]), np.array(said))
 
 
 def judged(frames, good, **options):

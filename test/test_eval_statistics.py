@@ -32,9 +32,9 @@ from offline_eval.evaluate import config_for_protocol
 from offline_eval.predictors import (
     WordDepth,
     baselines,
+    mark_failed_controls,
     method_and_variants,
     training_mean,
-    without_failed_controls,
 )
 from offline_eval.published import METHOD, PAPER_CONFIG, PAPER_METHOD
 from offline_eval.records import constants, layout
@@ -342,10 +342,10 @@ def test_one_set_of_words_that_are_alike_makes_the_row_no_test():
     chosen = baselines(DepthConfig(), None, 0.0, 10.0, 9)
     other = torch.eye(7)
     text = {c.tokens: other for c in chosen if isinstance(c, WordDepth)}
-    assert without_failed_controls(chosen, text) == chosen
+    assert mark_failed_controls(chosen, text) == chosen
     assert not all_alike(np.float32([[0.6, 0.8], [0.6, 0.8], [0.8, 0.6]]))  # not all of them
     text[next(c.tokens for c in chosen if c.name == 'random words')] = other[:1].repeat(7, 1)
-    for before, after in zip(chosen, without_failed_controls(chosen, text), strict=True):
+    for before, after in zip(chosen, mark_failed_controls(chosen, text), strict=True):
         assert after.is_test == (after.name != 'random words')
         assert (after == before) == after.is_test
         assert after.is_test or '1 of 3 sets' in after.note

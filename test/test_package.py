@@ -174,6 +174,31 @@ def test_no_module_imports_itself_by_way_of_others():
     assert not sorted(modules), 'these import one another in a circle, or need such ones'
 
 
+def test_documented_attributes_exist():
+    """Of every class: what a docstring lists is a field, a property or set on an instance."""
+    members, documented = {}, []
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            names = {getattr(part, 'name', None) or getattr(
+                getattr(part, 'target', None), 'id', None) for part in node.body}
+            names |= {target.id for part in node.body if isinstance(part, ast.Assign)
+                      for target in ast.walk(part) if isinstance(target, ast.Name)}
+            names |= {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)
+                      and isinstance(part.ctx, ast.Store)}
+            members[node.name] = names | members.get(node.name, set())
+            bases = {getattr(base, 'id', '') for base in node.bases}
+            _, _, section = (ast.get_docstring(node) or '').partition('Attributes:\n')
+            section = re.split(r'\n(?=\S)', section)[0]
+            documented += [(file.name, node.name, names, bases, name) for line in re.findall(
+                r'(?m)^ {4}(\w+(?:, \w+)*)(?: \(.*?\))?:', section)
+                for name in line.split(', ')]
+    assert len(documented) > 100
+    assert not [(file, owner, name) for file, owner, names, bases, name in documented
+                if name not in names.union(*(members.get(base, set()) for base in bases))]
+
+
 def test_manifest_lists_every_import():
     depends = {element.text for element in MANIFEST.findall('exec_depend')}
     known = sys.stdlib_module_names | PIP_ONLY | {PACKAGE, 'offline_eval'}

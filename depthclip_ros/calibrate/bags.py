@@ -108,8 +108,8 @@ def open_recording(source: str | Path, options: Options = DEFAULT_OPTIONS) -> Re
 def of_bag(path: str | Path, options: Options = DEFAULT_OPTIONS) -> Recording:
     """Open a bag, and pair its images with the depth nearest in time.
 
-    A first pass reads header stamps, cameras and transforms; images and depth are decoded when
-    `Recording.read` needs them.
+    A first pass reads header stamps, cameras and transforms, and samples of depth for the value
+    at which it clips; images and depth are decoded when `Recording.read` needs them.
 
     Raises:
         DepthClipError: the bag cannot be read, or has no images with depth.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 
-from .registration import REGISTER, gather
+from .registration import REGISTER, downsample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,7 +91,7 @@ class Thumbnail:
         """Compute the thumbnail of a frame."""
         grey = cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2GRAY)
         fine = cv2.resize(grey, (_FINE * _COLUMNS, _FINE * _ROWS), interpolation=cv2.INTER_AREA)
-        depth = np.log(gather(frame.depth, _FINE * _ROWS, _FINE * _COLUMNS))
+        depth = np.log(downsample(frame.depth, _FINE * _ROWS, _FINE * _COLUMNS))
         steps = _largest_steps(depth)
         view = cv2.resize(fine, _VIEW, interpolation=cv2.INTER_AREA).astype(np.float32)
         view -= view.mean()
@@ -148,7 +148,7 @@ def check(
         thumbnails: of its frames in the order of time, at least those that are calibrated from.
         comparison: with language depth of trained weights; without it some checks are skipped.
         timed: whether times are a clock's.
-        unit_given: whether the user gave the unit of depth; then only impossible depth is refused.
+        unit_given: whether the user gave the unit of depth: then an improbable one is accepted.
         integers: whether depth was stored in integers of a unit that no file states.
 
     Returns:

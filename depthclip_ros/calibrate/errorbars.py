@@ -20,7 +20,7 @@ Float64 = NDArray[np.float64]
 
 COVERAGE, QUANTILE_STDDEVS = 0.9, 1.645  # fraction of pixels within so many standard deviations
 DECILES = 10
-MIN_ERROR = 0.01  # of depth; smaller errors are chance
+ERROR_OFFSET = 0.01  # of depth; smaller errors are chance
 RIDGE = 1e-3  # ridge parameter per observation
 ITERATIONS = 4  # of fitting interpolated factors
 MIN_STEP = 1e-3  # between knots, of log depth
@@ -44,7 +44,8 @@ def error_bars(problem: Problem, log_depth: Float64) -> ErrorBars:
 
     As in conformal prediction, the model is multiplied by the 90 % quantile of the error ratios in
     folds that it was not fitted to, so that it covers unseen sequences. Coverage is measured by
-    nested cross-validation, on a fold that gave neither the model nor the quantile.
+    nested cross-validation, on a fold that gave neither the model nor the quantile; but the
+    corrections of the other folds were fitted with it.
     """
     errors = _Errors(problem, log_depth)
     folds = [problem.fold == fold for fold in range(problem.folds)]
@@ -91,7 +92,7 @@ class _Errors:
         """Fit log error to some frames: weights (T,), knots (2, N) of a log factor by depth."""
         depth = self._depth[frames].ravel()
         weights = _ridge(self._pixel_terms[frames].reshape(len(depth), -1),
-                         np.log(self._error[frames].ravel() / depth + MIN_ERROR))
+                         np.log(self._error[frames].ravel() / depth + ERROR_OFFSET))
         decile = np.searchsorted(
             np.quantile(depth, np.linspace(0, 1, DECILES + 1)[1:-1]), depth)
         centres = np.log([np.median(depth[decile == i]) for i in np.unique(decile)])

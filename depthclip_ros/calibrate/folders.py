@@ -70,7 +70,7 @@ class Files(NamedTuple):
     Attributes:
         images: paths by name, without words such as `rgb`.
         depths: paths by name, without words such as `depth`.
-        described: their folders, in words.
+        description: their folders, in words.
 
     """
 
@@ -88,7 +88,7 @@ def files_beside(path: Path, *, registered: bool = True) -> Files | None:
             prefers another, because the depth camera is given.
 
     Raises:
-        RecordingError: two files are of one frame, or a folder holds other files.
+        RecordingError: two files are of one frame, or a folder holds no usable ones.
 
     """
     names = _folders_in(path, registered=registered)
@@ -139,7 +139,8 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
 
     Depth of a second camera (`depth_camera.yaml`) is registered to the images as though both
     cameras were in one place. Sub-folders are sequences. Names that are times, as in TUM's data,
-    are paired by time; names without a match by their first number, as in Redwood's data.
+    are paired by time, Redwood's by the time behind their numbers; if no names are equal, the
+    first number in them counts.
 
     Raises:
         DepthClipError: there are no pairs, or a camera file is wrong.
@@ -378,10 +379,12 @@ def _next_step(path: Path) -> str:
 
 
 def training_split(path: Path, options: Options) -> Recording:
-    """Open the training split of a data set of `evaluation.datasets`; a scene is a sequence.
+    """Open the training split of a data set of `evaluation.datasets`, else a mixed folder.
+
+    A scene class is a sequence: held out as a whole, so that no place is on both sides.
 
     Raises:
-        RecordingError: the path is no data set, or it has no training split.
+        RecordingError: the path is neither, or the data set has no training split.
 
     """
     from ..evaluation.datasets import open_dataset

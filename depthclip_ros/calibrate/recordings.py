@@ -58,7 +58,7 @@ class Frame:
             the view of the image, and may be coarser and sparse.
         camera: of the image; None if unknown.
         moment: time and sequence. Frames of one sequence (a room, or a piece of a drive in time)
-            look alike, so that cross-validation never divides it.
+            look alike, so that cross-validation divides it only where there are few.
         digest: fingerprint of the image that `rgb` is cropped from; '' without a crop.
 
     """
@@ -81,7 +81,8 @@ class Options:
         camera: of the images, in place of the recording's.
         rectified: whether the images are rectified.
         depth_camera: of the depth images, in place of the recording's.
-        depth_rectified: whether the depth images are rectified; None: by `rect` in their topic.
+        depth_rectified: whether the depth images are rectified; None: by `rect` in their
+            topic, of folders no.
         unit: metres of one stored unit of depth; 0: by its encoding or file.
         protocol: of a data set, the name of the crop; '': the whole image.
         excluded_topic: topic of depth that no sensor measured.
@@ -139,15 +140,16 @@ class Recording:
 
     Attributes:
         source: path.
-        described: kind of images and depth, in words.
+        description: kind of images and depth, in words.
         moments: of the frames.
         decoders: yields position and decoding function of the frames at ascending positions.
-        left_out: counts of unusable images and measurements by cause, complete after all reads.
+        failures: counts of unusable images and measurements by cause, complete after all reads.
         timed: whether the moments' times are a clock's.
-        split: name of the training split of a data set; '' for any other recording.
+        split: format, split and crop of a data set; '' for any other recording.
         topics: of images and depth, in a bag.
         notes: assumptions about all frames, a sentence each.
-        integers: whether depth was stored in integers of a unit that no file states.
+        integers: whether depth was stored in integers, or in a picture, of a unit that no file
+            states.
 
     """
 

@@ -78,7 +78,7 @@ def resample(depth: Float32, height: int, width: int) -> Float32:
     return np.asarray(depth[rows[:, None], columns[None, :]])
 
 
-def gather(depth: Float32, height: int, width: int) -> Float32:
+def downsample(depth: Float32, height: int, width: int) -> Float32:
     """Downsample depth: the nearest pixel; of sparse depth, the least depth in each cell."""
     valid = np.isfinite(depth)
     if valid.mean() > 0.3 or depth.shape[0] <= height or depth.shape[1] <= width:

@@ -15,7 +15,7 @@ from ..calibrate.bags import open_recording
 from ..calibrate.checks import NOT_COMPARED, Comparison, Thumbnail, check, unit_doubt, views
 from ..calibrate.fit import fit
 from ..calibrate.recordings import Options, RecordingError, evenly_spaced, in_blocks
-from ..calibrate.registration import gather
+from ..calibrate.registration import downsample
 from ..calibrate.report import contents, draw_examples
 from ..core.camera_image import CameraImage
 from ..core.errors import ConfigError
@@ -88,7 +88,7 @@ def calibrate(options: argparse.Namespace) -> int:
     trained, has_unit = estimator.weights.trained, options.depth_unit > 0
     # Depth of untrained weights measures nothing.
     comparison = Comparison.of(
-        np.array([gather(frame.depth, *_COMPARISON_SIZE) for frame in frames]),
+        np.array([downsample(frame.depth, *_COMPARISON_SIZE) for frame in frames]),
         np.array(_depths(estimator, frames, _COMPARISON_SIZE))) if trained else NOT_COMPARED
     refusals = check(thumbnails, comparison, timed=recording.timed, unit_given=has_unit,
                      integers=recording.integers)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..calibrate.bags import language_depth_topic, open_recording
 from ..calibrate.recordings import FailureCounts, Options, RecordingError, evenly_spaced
-from ..calibrate.registration import gather, resample
+from ..calibrate.registration import downsample, resample
 from ..core.camera_image import CameraImage
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..core.files import check_new, output_folder, printable, user_path
@@ -189,7 +189,7 @@ def _compare(
                 'bins': prediction.word_depths(network().config)}
             examples.append(Sample(
                 index=position, name=name, role=source, rgb=frame.rgb,
-                depth=small_depth, truth=gather(frame.depth, *size), **words))
+                depth=small_depth, truth=downsample(frame.depth, *size), **words))
     for note in recording.notes:
         to_stderr(f'WARNING: {note}')
     if predicted:

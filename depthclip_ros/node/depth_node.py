@@ -3,7 +3,7 @@
 # (rclpy's Node, of which this is one, is typed in part only)
 """The lifecycle node: it subscribes to images and publishes their depth.
 
-`messages.INPUTS`, `anchors.SENSORS` and `outputs.OUTPUTS` list its topics, `DepthConfig` and
+`message_types.INPUTS`, `anchors.SENSORS` and `outputs.OUTPUTS` list its topics, `DepthConfig` and
 `NodeConfig` its parameters (docs/reference has them all). In addition there are qos_overrides of
 all topics but /diagnostics. Each camera in `cameras` has all topics under its name.
 

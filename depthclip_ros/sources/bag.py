@@ -65,7 +65,7 @@ class Bag(ExitStack):
         begin: time of the first message [ns].
         end: time just after the last message [ns].
         is_mcap: whether its files are mcap; else they are SQLite databases.
-        about: description in its metadata.yaml, or else in its file.
+        metadata: description in its metadata.yaml, or else in its file.
 
     """
 

@@ -141,7 +141,7 @@ class McapFile:
         counts: number of messages by channel, as the file states.
         begin: time of the first message [ns].
         end: time of the last message [ns].
-        about: rosbag2's description of the bag (YAML); '' without one.
+        metadata: rosbag2's description of the bag (YAML); '' without one.
 
     """
 
