@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anchors in the node: messages of other sensor become points in the image, whatever comes."""
+"""Anchors in the node: messages of other sensors become points in the image, whatever comes."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ class DepthNode(LifecycleNode):
 
     @_log_exceptions
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe to images and sensor, and publish depth."""
+        """Subscribe to images and to the sensor of the anchor, and publish depth."""
         if self._worker is None:
             raise RuntimeError('no model is loaded')
         try:
@@ -318,7 +318,7 @@ class DepthNode(LifecycleNode):
             self.get_logger().fatal(''.join(traceback.format_exception(error)))
             self.crash = error
 
-    # Sensors, shared by all cameras --------------------------------------------------------
+    # The sensor of the anchor, shared by all cameras ---------------------------------------
 
     def _subscribe_to_sensor(self, config: NodeConfig) -> None:
         """Subscribe to the anchor's sensor, and to tf if it is needed."""
@@ -346,7 +346,7 @@ class DepthNode(LifecycleNode):
                                  transient_local=True, adapts_durability=False)]
 
     def _on_jump(self, _jump: Any) -> None:
-        """Clear the sensor after time jumped back: their stamps are of another time."""
+        """Clear the stored messages after time jumped back: their stamps are of another time."""
         if self._sensor is not None:
             self._sensor.clear()
 
