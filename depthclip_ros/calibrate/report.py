@@ -36,7 +36,7 @@ ROWS = {
     'none': 'words alone (with the focal length), before',
     'scale': 'words times one fitted scale',
     'full': 'words corrected by features',
-    'mean map': 'control: the mean map of the recording, no image',
+    'mean map': 'control: the mean depth of every patch, no image',
 }
 
 
