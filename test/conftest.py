@@ -62,6 +62,20 @@ def _threads_of_torch_come_back():
         sys.modules['depthclip_ros.core.engine'].use_threads(0)
 
 
+@pytest.fixture(scope='module')
+def one_thread():
+    """As a worker of Ray has: with other numbers of threads, last bits differ."""
+    import torch
+
+    from depthclip_ros.core.engine import use_threads
+    before = torch.get_num_threads()
+    use_threads(0)  # forgets what another module asked for, which num_threads: 0 would undo
+    torch.set_num_threads(1)
+    yield
+    use_threads(0)
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Give every test a cache of its own, and no home folder with weights in it."""

@@ -15,7 +15,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 import zstandard
 
 pytest.importorskip('rosbags', reason='rosbags is not installed')
@@ -36,7 +35,6 @@ from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.config import PAPER_BINS
-from depthclip_ros.core.engine import use_threads
 from depthclip_ros.core.errors import BagError, ConfigError
 from depthclip_ros.messages import image_io
 from depthclip_ros.messages.depth import to_depth
@@ -61,15 +59,7 @@ TWO = dataclasses.replace(ALL, node=NODE.replace(cameras=('front', 'rear')))
 NEW = ('/depth/image', '/depth/camera_info', '/points')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """With other numbers of threads, last bits differ; whoever asks for none gets one, too."""
-    before = torch.get_num_threads()
-    use_threads(0)  # forgets what another module asked for, which num_threads: 0 would undo
-    torch.set_num_threads(1)
-    yield
-    use_threads(0)
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

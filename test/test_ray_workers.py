@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip('rosbags')
 
@@ -23,7 +22,6 @@ from depthclip_ros.bags import fleet
 from depthclip_ros.bags.fleet import MANIFEST, BagFile, find_bags
 from depthclip_ros.bags.ray_workers import run_tasks
 from depthclip_ros.cli.main import main
-from depthclip_ros.core.engine import use_threads
 from depthclip_ros.core.errors import BagError, DepthClipError
 
 ROOT = Path(__file__).parents[1]
@@ -31,15 +29,7 @@ NAMES = ['b1', 'b2', 'b3', 'b4', 'b5', 'deeper/b0']
 LONG, CORRUPT = 'b3', 'b5'  # what takes longest, and what cannot be read
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """As a worker of Ray has: with other numbers of threads, last bits differ."""
-    before = torch.get_num_threads()
-    use_threads(0)  # forgets what another module asked for, which num_threads: 0 would undo
-    torch.set_num_threads(1)
-    yield
-    use_threads(0)
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

@@ -73,11 +73,10 @@ class Robot(NamedTuple):
             if any(c.distortion) else pinhole
 
 
-def wide(degrees: float, height: int = HEIGHT, *distortion: float) -> sim.SimCamera:
-    """A camera of square pixels, so many degrees wide, with distortion k1, k2, p1, p2, k3."""
+def wide(degrees: float, height: int = HEIGHT) -> sim.SimCamera:
+    """A camera of square pixels without distortion, so many degrees wide."""
     focal = WIDTH / 2 / math.tan(math.radians(degrees / 2))
-    camera = sim.SimCamera(WIDTH, height, focal, focal, (WIDTH - 1) / 2, (height - 1) / 2)
-    return replace(camera, distortion=distortion) if distortion else camera
+    return sim.SimCamera(WIDTH, height, focal, focal, (WIDTH - 1) / 2, (height - 1) / 2)
 
 
 ROBOTS = {
@@ -94,7 +93,8 @@ CAMERAS = {
     '63°, as in training': USUAL, '40°': wide(40), '50°': wide(50), '75°': wide(75),
     '90°': wide(90), '110°': wide(110), '63°, barrel': replace(USUAL, distortion=BARREL),
     '63°, pincushion': replace(USUAL, distortion=PINCUSHION),
-    '90°, barrel': wide(90, HEIGHT, *BARREL), '16:9, 69°, stretched': wide(69, WIDE_PICTURE),
+    '90°, barrel': replace(wide(90), distortion=BARREL),
+    '16:9, 69°, stretched': wide(69, WIDE_PICTURE),
     '16:9, 90°, stretched': wide(90, WIDE_PICTURE), '1:1, 50°, stretched': wide(50, WIDTH)}
 SCALES = np.geomspace(0.6, 1.7, 43)  # tried for the best; 2.5 % apart
 
